@@ -1,0 +1,88 @@
+"""The papers of the zoo, a record each. README table, `python -m zoo list`, tests and documents iterate over it; nothing here imports torch."""
+
+import difflib
+import fnmatch
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One paper: who wrote it, what it builds on, and the presets of `zoo.papers.<key>` with their parameter counts.
+
+    A count is what the preset has with its default arguments, on which the tests insist.
+    """
+
+    key: str
+    title: str
+    authors: str
+    year: int
+    source: str
+    area: str
+    summary: str
+    presets: dict[str, int]
+    builds_on: tuple[str, ...] = field(default=())
+
+
+PAPERS = {
+    paper.key: paper
+    for paper in [
+        Paper(
+            key="ddpm",
+            title="Denoising Diffusion Probabilistic Models",
+            authors="Ho, Jain, Abbeel",
+            year=2020,
+            source="arXiv:2006.11239",
+            area="generative models",
+            summary="images from noise by learned denoising steps",
+            presets={},
+        ),
+        Paper(
+            key="gan",
+            title="Generative Adversarial Nets",
+            authors="Goodfellow, Pouget-Abadie, Mirza, Xu, Warde-Farley, Ozair, Courville, Bengio",
+            year=2014,
+            source="arXiv:1406.2661",
+            area="generative models",
+            summary="a generator and a discriminator in a two-player game",
+            presets={},
+        ),
+        Paper(
+            key="lstm",
+            title="Long Short-Term Memory",
+            authors="Hochreiter, Schmidhuber",
+            year=1997,
+            source="Neural Computation 9(8)",
+            area="sequences",
+            summary="gated recurrent cells that carry an error unchanged through time",
+            presets={},
+        ),
+        Paper(
+            key="resnet",
+            title="Deep Residual Learning for Image Recognition",
+            authors="He, Zhang, Ren, Sun",
+            year=2015,
+            source="arXiv:1512.03385",
+            area="vision",
+            summary="layers learn what to add to their input, so that depth helps",
+            presets={},
+        ),
+    ]
+}
+
+
+def find_preset(name: str) -> Paper:
+    """The paper which defines this preset.
+
+    Raises:
+        ValueError: if no paper does; names the nearest presets.
+    """
+    for paper in PAPERS.values():
+        if name in paper.presets:
+            return paper
+    near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.5)
+    raise ValueError(f"no preset is called {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else "; zoo.list_models() names them"))
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the presets that match a shell pattern, such as "resnet*", sorted."""
+    return sorted(fnmatch.filter((name for paper in PAPERS.values() for name in paper.presets), pattern))

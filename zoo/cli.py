@@ -1,0 +1,148 @@
+"""The commands: train, evaluate, sample, list, info. Errors are one line each; torch is imported only where something is computed."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import ConfigError, ZooError
+
+USAGE = """usage: python -m zoo <command> [key=value ...]
+
+  train     python -m zoo train paper=resnet            train a paper's model (--help: all keys)
+  evaluate  python -m zoo evaluate run=runs/resnet/quick    metrics and pictures of a run
+  sample    python -m zoo sample run=runs/gan/quick n=16    images or text from a run
+  list      python -m zoo list                          the papers and their configurations
+  info      python -m zoo info resnet50                 what a paper or preset is
+"""
+
+
+def main(command: str, argv: list[str]) -> int:
+    """Runs a command; returns its exit code: 0 done, 1 a fault while running, 2 a wrong command line, 3 no usable checkpoint,
+    4 non-finite loss, 130 / 143 stopped by a signal after saving."""
+    commands = {"train": train, "evaluate": evaluate, "sample": sample, "list": list_papers, "info": info}
+    if command not in commands:
+        print(USAGE, end="", file=sys.stdout if command in ("-h", "--help") else sys.stderr)
+        return 0 if command in ("-h", "--help") else 2
+    return guarded(lambda: commands[command](argv))
+
+
+def guarded(action: Callable[[], int], folder: Path | None = None) -> int:
+    """Runs an action; an error becomes one line and an exit code. The trace of an unexpected one goes to <folder>/error.txt."""
+    try:
+        return action()
+    except ZooError as error:
+        _tell(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if os.environ.get("ZOO_DEBUG"):
+            raise
+        if type(error).__name__ == "OutOfMemoryError":
+            _tell("the device is out of memory: raise trainer.accumulate or lower data.batch_size")
+            return 1
+        where = f"; the trace is in {folder / 'error.txt'}" if _write_trace(folder) else "; ZOO_DEBUG=1 shows the trace"
+        _tell(f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}{where}")
+        return 1
+
+
+def _tell(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _write_trace(folder: Path | None) -> bool:
+    if folder is None or not folder.is_dir():
+        return False
+    try:
+        (folder / "error.txt").write_text(traceback.format_exc())
+    except OSError:
+        return False
+    return True
+
+
+def train(argv: list[str]) -> int:
+    """Composes, checks and trains; with -m once for each combination of the swept values."""
+    from zoo import config
+
+    if not argv:
+        _print_papers()
+        print("\nchoose one: python train.py paper=<name>; --help shows every key")
+        return 2
+    codes = []
+
+    def task(cfg: dict[str, Any]) -> None:
+        code = guarded(lambda: _run(cfg), Path(cfg["run_dir"]))
+        if code > 128:
+            raise SystemExit(code)  # a stop ends a multirun, too
+        codes.append(code)
+
+    config.run_hydra(task, argv)
+    return max(codes, default=0)
+
+
+def _run(cfg: dict[str, Any]) -> int:
+    from zoo.training.loop import run
+
+    return run(cfg)
+
+
+def evaluate(argv: list[str]) -> int:
+    """run=<directory> or paper=... weights=<file>; prints a table, writes metrics.json and pictures."""
+    from zoo.evaluation.command import evaluate_command
+
+    return evaluate_command(argv)
+
+
+def sample(argv: list[str]) -> int:
+    """run=<directory> n=16: images into pictures/samples.png, text onto the screen."""
+    from zoo.evaluation.command import sample_command
+
+    return sample_command(argv)
+
+
+def list_papers(argv: list[str]) -> int:
+    if argv:
+        raise ConfigError(f"list takes no arguments, not {argv[0]!r}")
+    _print_papers()
+    return 0
+
+
+def _print_papers() -> None:
+    from zoo.catalog import PAPERS
+    from zoo.config import paper_configs
+
+    configs = paper_configs()
+    for paper in PAPERS.values():
+        print(f"{paper.key:<10} {paper.title} ({paper.year}): {paper.summary}")
+        rows = [name for name in configs if name.startswith(f"{paper.key}/")]
+        if rows:
+            print(f"{'':<10} rows: {', '.join(row.split('/', 1)[1] for row in rows)}")
+
+
+def info(argv: list[str]) -> int:
+    """What is known of one paper or preset, without building it."""
+    import difflib
+
+    from zoo.catalog import PAPERS, list_models
+    from zoo.config import paper_configs
+
+    if len(argv) != 1:
+        raise ConfigError("info takes one name: python -m zoo info resnet50")
+    name = argv[0]
+    paper = PAPERS.get(name) or next((p for p in PAPERS.values() if name in p.presets), None)
+    if paper is None:
+        near = difflib.get_close_matches(name, [*PAPERS, *list_models()], n=3, cutoff=0.4)
+        raise ConfigError(f"no paper or preset is called {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else "; see python -m zoo list"))
+    print(f"{paper.title}\n{paper.authors}, {paper.year}, {paper.source}\n{paper.area}: {paper.summary}")
+    if paper.builds_on:
+        print(f"builds on: {', '.join(paper.builds_on)}")
+    shown = {name: paper.presets[name]} if name in paper.presets else paper.presets
+    for preset, count in shown.items():
+        print(f"  from zoo.papers.{paper.key} import {preset:<24} {count:>13,} parameters")
+    for key, headline in paper_configs().items():
+        if key.split("/")[0] == paper.key:
+            print(f"  python train.py paper={key:<32} {headline}")
+    return 0

@@ -1,0 +1,172 @@
+"""From the command line to a checked configuration: Hydra composes, `zoo.schema` checks, and every error is one line."""
+
+import argparse
+import contextlib
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from zoo import schema
+from zoo.errors import ConfigError
+
+GROUPS = ("paper", "data", "trainer", "logger")
+
+
+def config_dir() -> Path:
+    """Where the YAML files are: inside the package when it was installed from a wheel, else beside it."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def paper_configs() -> dict[str, str]:
+    """Name -> first comment line of every paper configuration: {"resnet": "...", "resnet/cifar10_resnet20": "..."}."""
+    root = config_dir() / "paper"
+    return {str(f.relative_to(root).with_suffix("")): _headline(f) for f in sorted(root.rglob("*.yaml")) if not f.name.startswith("_")}
+
+
+def _headline(file: Path) -> str:
+    lines = [line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    return next((line for line in lines if not line.startswith("@package")), "")
+
+
+def compose(overrides: list[str]) -> dict[str, Any]:
+    """Composes and checks the training configuration for these overrides, without running anything.
+
+    Raises:
+        ConfigError: one sentence, whatever is wrong.
+    """
+    import hydra
+
+    _register_resolvers(overrides)
+    with one_line_errors(), hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return resolve(hydra.compose("train", overrides=openly(overrides)), overrides)
+
+
+def run_hydra(task: Callable[[dict[str, Any]], None], argv: list[str]) -> None:
+    """Runs `task` on the checked configuration, once or, with --multirun, once for each combination; Hydra's own flags work as usual."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    refused: list[ConfigError] = []
+
+    def job(cfg: Any) -> None:
+        directory = HydraConfig.get().runtime.output_dir
+        try:
+            checked = resolve(cfg, argv)
+            if HydraConfig.get().mode.name == "MULTIRUN":
+                checked["run_dir"] = os.path.relpath(directory)
+        except ConfigError as error:  # raised further out: Hydra would print more than a line
+            with contextlib.suppress(OSError):
+                os.removedirs(directory)  # Hydra made it; only empty directories go
+            refused.append(error)
+            raise SystemExit from None
+        task(checked)
+
+    _register_resolvers(argv)
+    sys.argv = [sys.argv[0], *openly(argv)]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed
+    with one_line_errors():
+        try:
+            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(job)()
+        except SystemExit:
+            if refused:
+                raise refused[0] from None
+            raise
+
+
+def resolve(cfg: Any, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The composed configuration as plain, checked values."""
+    from omegaconf import OmegaConf
+
+    return schema.check(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True), foreign_packages(overrides))
+
+
+def foreign_packages(overrides: Iterable[str]) -> list[str]:
+    """Packages that the command line itself names in a `_target_`; a configuration file alone cannot have foreign code run."""
+    return [m.group(1) for text in overrides for m in re.finditer(r"_target_\s*[=:]\s*['\"]?([A-Za-z_]\w*)", text)]
+
+
+def openly(overrides: Iterable[str]) -> list[str]:
+    """`key=value` becomes Hydra's `++key=value` (set or add), so that our own schema decides which keys exist."""
+    plain = re.compile(r"([A-Za-z_][\w.]*)=")
+
+    def opened(text: str) -> str:
+        match = plain.match(text)
+        return f"++{text}" if match and match.group(1) not in GROUPS and not match.group(1).startswith("hydra.") else text
+
+    return [opened(text) for text in overrides]
+
+
+def _register_resolvers(argv: list[str]) -> None:
+    from omegaconf import OmegaConf
+
+    swept = {key for key in map(_swept_key, argv) if key}
+
+    def suffix(overrides: Iterable[str]) -> str:
+        """lr-0.05_seed-1: what tells the runs of a multirun apart."""
+        pairs = [text.lstrip("+").split("=", 1) for text in overrides]
+        parts = [f"{key.split('.')[-1]}-{value}" for key, value in pairs if key in swept]
+        return re.sub(r"[^\w.,-]+", "-", "_".join(parts)) or "all"
+
+    OmegaConf.register_new_resolver("swept", suffix, replace=True)
+
+
+def _swept_key(text: str) -> str | None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except Exception:  # bad grammar is reported when Hydra parses the whole line
+        return None
+    return override.key_or_group if override.is_sweep_override() else None
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns what Hydra, OmegaConf and argparse raise while composing into one ConfigError of one line."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    def refuse(parser: argparse.ArgumentParser, message: str) -> None:
+        raise ConfigError(f"{message} (--help shows what there is)")
+
+    original, argparse.ArgumentParser.error = argparse.ArgumentParser.error, refuse
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error)) from None
+    except ValueError as error:  # Hydra's own checks of its flags
+        raise ConfigError(_first_line(error)) from None
+    finally:
+        argparse.ArgumentParser.error = original
+
+
+def _explain(error: Exception) -> str:
+    text = str(error)
+    if group := re.search(r"Could not find '(\w+)/([^']*)'", text):
+        return _no_such_option(group.group(1), group.group(2))
+    if group := re.search(r"Could not override '([^']+)'", text):
+        return f"unknown key '{group.group(1)}' (--help lists the keys)"
+    if "Interpolation" in type(error).__name__ or "resolution" in type(error).__name__.lower():
+        return f"{getattr(error, 'full_key', '') or 'a value'}: {_first_line(error)}"
+    key = getattr(error, "full_key", None)
+    line = _first_line(error)
+    if "Override" in type(error).__name__:
+        return f"cannot read the override {str(error.override)!r}: write key=value, and quote values with spaces or commas"
+    return f"{key}: {line}" if key else line
+
+
+def _no_such_option(group: str, option: str) -> str:
+    root = config_dir() / group
+    options = [str(f.relative_to(root).with_suffix("")) for f in sorted(root.rglob("*.yaml"))]
+    near = difflib.get_close_matches(option, options, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(o for o in options if '/' not in o)}"
+    return f"{group}={option}: no such {group} configuration; {hint}"
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

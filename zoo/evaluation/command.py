@@ -1,0 +1,284 @@
+"""What `evaluate` and `sample` do: a run's own configuration, its weights, then numbers and pictures beside them."""
+
+import hashlib
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo import config, schema
+from zoo.errors import ConfigError
+from zoo.evaluation import pictures
+from zoo.evaluation.statistics import evaluate, extra_metrics, frozen
+from zoo.evaluation.trained import Trained, load_trained
+from zoo.run_directory import read_config
+from zoo.schema import Key, unknown
+from zoo.training.checkpoint import write_atomically
+from zoo.training.distributed import World, joined
+from zoo.training.precision import numerics
+from zoo.training.report import environment
+from zoo.training.seeds import mixed
+
+SOURCE = {
+    "run": Key(str, null=True),
+    "which": Key(str, choices=("auto", "best", "ema", "raw")),
+    "weights": Key(str, null=True),
+    "layout": Key(str, null=True),
+    "device": Key(str, choices=("auto", "cpu", "cuda", "mps")),
+}
+EVALUATE = {**SOURCE, "split": Key(str, choices=("test", "valid", "train")), "record": Key(str, null=True)}
+SAMPLE = {**SOURCE, "n": Key(int, low=1), "seed": Key(int, low=0), "text": Key(str, null=True)}
+DEFAULTS = {"run": None, "which": "auto", "weights": None, "layout": None, "device": "auto"}
+
+EVALUATE_HELP = """usage: evaluate run=<run directory> [key=value ...]
+
+  python evaluate.py run=runs/resnet/quick                     final weights (the average, where there is one) on the test split
+  python evaluate.py run=runs/resnet/quick which=best          auto | best | ema | raw
+  python evaluate.py run=... split=valid data.root=/data       split: test | valid | train; keys of the run may be overridden
+  python evaluate.py paper=resnet/imagenet_resnet50 weights=resnet50.safetensors layout=torchvision
+  python evaluate.py run=... record=results/mine.json          keep the numbers with all that is needed to believe them
+"""
+SAMPLE_HELP = """usage: sample run=<run directory> n=16 [key=value ...]
+
+  python -m zoo sample run=runs/gan/quick n=64 seed=1          images: <run>/pictures/samples.png
+  python -m zoo sample run=runs/lstm/quick n=2 length=300 text="The "     text: printed
+"""
+
+
+def evaluate_command(argv: list[str]) -> int:
+    """Prints metrics, writes metrics.json and pictures into the run directory."""
+    if not argv or set(argv) & {"-h", "--help"}:
+        print(EVALUATE_HELP, end="")
+        return 0 if argv else 2
+    own, rest = _split(argv, EVALUATE)
+    options = schema.section("", {**DEFAULTS, "split": "test", "record": None, **own}, EVALUATE)
+    with _trained(options, rest) as (trained, world):
+        metrics = _metrics(trained, world, options["split"])
+        if not world.first:
+            return 0
+        folder = _folder(options, trained)
+        result = _result(trained, options, metrics, world)
+        write_atomically(folder / "metrics.json", json.dumps(result, indent=1).encode())
+        if options["record"]:
+            Path(options["record"]).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(Path(options["record"]), json.dumps(result, indent=1).encode())
+        _print_table(trained, metrics, options["split"])
+        for path in [folder / "metrics.json", *_pictures(trained, world, folder, options["split"])]:
+            print(path)
+    return 0
+
+
+def sample_command(argv: list[str]) -> int:
+    """Draws from a generative model: a grid of images, or text."""
+    if not argv or set(argv) & {"-h", "--help"}:
+        print(SAMPLE_HELP, end="")
+        return 0 if argv else 2
+    own, rest = _split(argv, SAMPLE)
+    given = {**DEFAULTS, "n": "16", "seed": "0", "text": None, **own}
+    options = schema.section("", {**given, "n": _number(given["n"]), "seed": _number(given["seed"])}, SAMPLE)
+    extra = dict(word.split("=", 1) for word in rest if "." not in word.split("=", 1)[0] and not word.startswith("paper="))
+    rest = [word for word in rest if word.split("=", 1)[0] not in extra]
+    with _trained(options, rest) as (trained, world):
+        objective = trained.objective
+        if not hasattr(objective, "sample"):
+            raise ConfigError(f"{trained.cfg['name']} generates nothing: its objective has no sample()")
+        arguments = _sample_arguments(objective, extra, options["text"], trained.data)
+        generator = torch.Generator(world.device).manual_seed(options["seed"])
+        with frozen(objective, trained.cfg["trainer"]["precision"], world.device):
+            try:
+                samples = objective.sample(options["n"], generator, **arguments)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+        if samples.dtype.is_floating_point:
+            print(pictures.save_picture(pictures.grid(samples), _folder(options, trained) / "pictures" / "samples.png"))
+        else:
+            for text in trained.data.decode(samples):
+                print((options["text"] or "") + text, end="\n\n")
+    return 0
+
+
+def _split(argv: list[str], keys: Mapping[str, Key]) -> tuple[dict[str, str], list[str]]:
+    """The command's own key=value words, read as they stand (a text may hold commas and umlauts), and all others."""
+    own, rest = {}, []
+    for word in argv:
+        key, separator, value = word.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"cannot read {word!r}: write key=value")
+        if key in keys:
+            own[key] = value
+        else:
+            rest.append(word)
+    return own, rest
+
+
+def _number(text: str) -> Any:
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+class _trained:
+    """Context: (trained, world), from run=... or from paper=... weights=..."""
+
+    def __init__(self, options: Mapping[str, Any], rest: list[str]):
+        self.options, self.folder = options, Path(options["run"]) if options["run"] else None
+        if self.folder:
+            self.cfg = _overridden(read_config(self.folder), rest)
+        elif options["weights"] and any(word.startswith("paper=") for word in rest):
+            self.cfg = config.compose(rest)
+        else:
+            raise ConfigError("give run=<run directory>, or paper=<name> weights=<file.safetensors>")
+
+    def __enter__(self) -> tuple[Trained, World]:
+        trainer = self.cfg["trainer"]
+        self.joined, self.numerics = joined(self.options["device"], "ddp"), numerics(trainer["precision"], trainer["deterministic"])
+        world = self.joined.__enter__()
+        self.numerics.__enter__()
+        options = self.options
+        return load_trained(self.cfg, world, self.folder, options["which"], options["weights"], options["layout"]), world
+
+    def __exit__(self, *error: Any) -> None:
+        self.numerics.__exit__(*error)
+        self.joined.__exit__(*error)
+
+
+def _overridden(cfg: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A run's configuration with overrides, checked: only zoo's own targets, unless the command line names another package."""
+    from omegaconf import OmegaConf
+
+    for word in overrides:
+        if "." not in word.split("=", 1)[0]:
+            raise unknown(word.split("=", 1)[0], EVALUATE)
+    with config.one_line_errors():
+        merged = OmegaConf.merge(OmegaConf.create(cfg), OmegaConf.from_dotlist(overrides))
+        return schema.check(OmegaConf.to_container(merged, resolve=True), config.foreign_packages(overrides))
+
+
+def _metrics(trained: Trained, world: World, name: str) -> dict[str, float]:
+    cfg, split = trained.cfg, getattr(trained.data, name)
+    if split is None:
+        there = [n for n in ("train", "valid", "test") if getattr(trained.data, n) is not None]
+        raise ConfigError(f"split={name}: this data set has only {', '.join(there)}")
+    metrics = evaluate(trained.objective, split, cfg["data"]["batch_size"], world, cfg["seed"], cfg["trainer"]["precision"])
+    for section in cfg["evaluation"].values():
+        metrics |= extra_metrics(section, trained.objective, trained.data, cfg["seed"], cfg["trainer"]["precision"])
+    return metrics
+
+
+def _result(trained: Trained, options: Mapping[str, Any], metrics: Mapping[str, float], world: World) -> dict[str, Any]:
+    """Everything that a number needs in order to be believed."""
+    cfg = trained.cfg
+    computing = {key: value for key, value in cfg.items() if key not in ("expect", "logger", "run_dir", "resume")}
+    text = json.dumps(computing, sort_keys=True)
+    return {
+        "name": cfg["name"],
+        "metrics": dict(metrics),
+        "split": options["split"],
+        "data": cfg["data"]["_target_"],
+        "weights": trained.weights,
+        "step": trained.step,
+        "partial": trained.partial,
+        "paper": cfg["expect"],
+        "seed": cfg["seed"],
+        "seconds": _seconds(Path(options["run"])) if options["run"] else None,
+        "command": " ".join(["python", *sys.argv]),
+        "config": computing,
+        "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "environment": environment(world.device),
+        "trained_on": _trained_on(Path(options["run"])) if options["run"] else None,
+    }
+
+
+def _seconds(folder: Path) -> float | None:
+    """Training time so far, over all resumptions."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
+    return next((record["seconds"] for line in reversed(lines) if "seconds" in (record := json.loads(line))), None)
+
+
+def _trained_on(folder: Path) -> dict[str, Any] | None:
+    file = folder / "environment.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _print_table(trained: Trained, metrics: Mapping[str, float], split: str) -> None:
+    expect = trained.cfg["expect"] or {}
+    print(f"{trained.cfg['name']}, {split} split; weights: {trained.weights}{'; PARTIAL: the run is not finished' if trained.partial else ''}")
+    for key, value in metrics.items():
+        paper = f"   paper: {expect['paper']:g} ({expect['source']})" if expect.get("metric") == key else ""
+        print(f"  {key:<24} {value:>12.4f}{paper}")
+
+
+def _pictures(trained: Trained, world: World, folder: Path, split: str) -> list[Path]:
+    objective, cfg, made = trained.objective, trained.cfg, []
+    target = folder / "pictures"
+    if (folder / "metrics.jsonl").exists():
+        made.append(pictures.curves(folder))
+    generator = torch.Generator(world.device).manual_seed(mixed(cfg["seed"], -3))
+    with frozen(objective, cfg["trainer"]["precision"], world.device):
+        if hasattr(objective, "predict"):
+            made.append(_confusion(trained, split, target))
+        if hasattr(objective, "sample"):
+            made.append(_samples(trained, generator, target))
+        if hasattr(objective, "pictures"):
+            drawn = objective.pictures(_first_batch(trained, split), generator)
+            made += [pictures.save_picture(picture, target / f"{name}.png") for name, picture in drawn.items()]
+    return made
+
+
+def _samples(trained: Trained, generator: torch.Generator, target: Path) -> Path:
+    samples = trained.objective.sample(64 if trained.data.decode is None else 4, generator)
+    if samples.dtype.is_floating_point:
+        return pictures.save_picture(pictures.grid(samples), target / "samples.png")
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "samples.txt").write_text("\n\n".join(trained.data.decode(samples)) + "\n", encoding="utf-8")
+    return target / "samples.txt"
+
+
+def _confusion(trained: Trained, split: str, target: Path) -> Path:
+    data, truth, guesses = getattr(trained.data, split), [], []
+    for sequence in data.sweeps(trained.cfg["data"]["batch_size"]):
+        for address in sequence:
+            batch = data.fetch(address)
+            truth.append(batch["label"])
+            guesses.append(trained.objective.predict(batch))
+    names = trained.data.classes or [str(i) for i in range(trained.data.facts["num_classes"])]
+    return pictures.confusion(torch.cat(truth).tolist(), torch.cat(guesses).tolist(), names, target / "confusion.png")
+
+
+def _first_batch(trained: Trained, split: str) -> dict[str, torch.Tensor]:
+    data = getattr(trained.data, split)
+    return data.fetch(data.sweeps(min(trained.cfg["data"]["batch_size"], 64))[0][0])
+
+
+def _sample_arguments(objective: Any, extra: Mapping[str, str], text: str | None, data: Any) -> dict[str, Any]:
+    """The options of objective.sample, read by its signature; `text` is the prompt of a text model."""
+    accepted = {name: p for name, p in inspect.signature(objective.sample).parameters.items() if name not in ("n", "generator", "prompt")}
+    arguments = {}
+    for name, value in extra.items():
+        if name not in accepted:
+            raise unknown(name, [*accepted, *SAMPLE])
+        wanted = schema.annotation_key(schema.Parameter(_annotation(accepted[name]), False)) or Key(str)
+        arguments[name] = wanted.read(name, _literal(value))
+    if text is not None:
+        if data.encode is None:
+            raise ConfigError("text=... is for models of text")
+        arguments["prompt"] = data.encode(text)
+    return arguments
+
+
+def _annotation(parameter: inspect.Parameter) -> str:
+    return inspect.formatannotation(parameter.annotation) if parameter.annotation is not inspect.Parameter.empty else ""
+
+
+def _literal(text: str) -> Any:
+    import yaml
+
+    return yaml.safe_load(text)
+
+
+def _folder(options: Mapping[str, Any], trained: Trained) -> Path:
+    folder = Path(options["run"]) if options["run"] else Path("runs") / "evaluated" / trained.cfg["name"]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,94 @@
+"""A trained model as a run left it: its configuration, data and weights."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import ConfigError, NoCheckpointError
+from zoo.training import checkpoint as checkpoints
+from zoo.training.build import build_data, build_objective
+from zoo.training.distributed import World
+from zoo.training.init import named_as, read_weights
+from zoo.training.state import load_module, seed_everything
+
+
+@dataclass
+class Trained:
+    """An objective with its weights, ready to evaluate or sample, and where the weights came from."""
+
+    cfg: Mapping[str, Any]
+    objective: nn.Module
+    data: Any
+    weights: str  # in words
+    step: int
+    partial: bool
+
+
+def load_trained(cfg: Mapping[str, Any], world: World, folder: Path | None, which: str, weights: str | None, layout: str | None) -> Trained:
+    """Builds what the configuration says and fills it with weights.
+
+    Args:
+        folder: the run directory, if there is one.
+        which: of a run: auto (the final average if there is one, else the final weights; of an unfinished run its newest checkpoint), best, ema, raw.
+        weights: a .safetensors file to use instead.
+        layout: whose names that file uses: the paper's `convert.from_<layout>` renames them.
+
+    Raises:
+        ConfigError, NoCheckpointError: if there are no such weights or they don't fit.
+    """
+    seed_everything(cfg["seed"])
+    objective = build_objective(cfg)
+    if weights is not None:
+        state, path = read_weights(weights)
+        step, partial, told = 0, False, str(path)
+        if layout:
+            state = _converter(cfg, layout)(state)
+    else:
+        state, step, partial, told = _weights_of_run(cfg, folder, which)
+    load_module(objective, named_as(objective, state), told)
+    objective.to(device=world.device, dtype=torch.get_default_dtype()).eval()
+    data = build_data(cfg)
+    for split in (data.train, data.valid, data.test):
+        if split is not None:
+            split.to(world.device)
+    return Trained(cfg, objective, data, told, step, partial)
+
+
+def _weights_of_run(cfg: Mapping[str, Any], folder: Path, which: str) -> tuple[dict[str, Tensor], int, bool, str]:
+    if (folder / "model.safetensors").is_file() and which != "best":
+        if which == "ema" and not (folder / "ema.safetensors").is_file():
+            raise ConfigError(f"{folder} has no averaged weights (trainer.ema was off): which=raw or which=best")
+        state, path = read_weights(str(folder), which)
+        return state, cfg["trainer"]["steps"], False, f"{'averaged' if path.stem == 'ema' else 'raw'}, final ({path})"
+    newest = checkpoints.newest_valid(folder / "checkpoints")
+    if newest is None:
+        raise NoCheckpointError(f"{folder} has no checkpoint yet: let it train for a while")
+    tensors, training, manifest = checkpoints.load_checkpoint(newest)
+    if which == "best":
+        if training["best"] is None:
+            raise ConfigError(f"{folder} names no best checkpoint: trainer.monitor was off, or no validation split was there")
+        newest = newest.with_name(f"step-{training['best']['step']:08d}")
+        tensors, training, manifest = checkpoints.load_checkpoint(newest)
+    if which == "ema" and "ema" not in tensors:
+        raise ConfigError(f"{folder} has no averaged weights (trainer.ema was off): which=raw or which=best")
+    averaged = "ema" in tensors and which != "raw"
+    state = tensors["ema" if averaged else "weights"]
+    told = f"{'averaged' if averaged else 'raw'}, {'best' if which == 'best' else 'newest checkpoint'} ({newest})"
+    return state, manifest["step"], which != "best", told
+
+
+def _converter(cfg: Mapping[str, Any], layout: str) -> Any:
+    package = cfg["model"].get("_target_", "").rpartition(".")[0]
+    try:
+        module = importlib.import_module(f"{package}.convert")
+    except ImportError:
+        raise ConfigError(f"layout={layout}: {package or 'this model'} has no converters") from None
+    known = [name.removeprefix("from_") for name in dir(module) if name.startswith("from_")]
+    if layout not in known:
+        raise ConfigError(f"layout={layout}: {package} converts from {', '.join(known)}")
+    return getattr(module, f"from_{layout}")

@@ -1,0 +1,6 @@
+"""The ordinary objectives, which several papers share; what is a paper's own stands in its folder."""
+
+from .classification import Classification
+from .language_modelling import LanguageModel
+
+__all__ = ["Classification", "LanguageModel"]

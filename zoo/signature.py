@@ -1,0 +1,103 @@
+"""What a `_target_` takes, read from its source without importing it: the command line checks `model.*` and `objective.*` before torch loads."""
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from zoo.errors import ConfigError
+
+PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One argument: its annotation as written ("" if none) and whether it has to be given."""
+
+    annotation: str
+    required: bool
+
+
+@cache
+def parameters(target: str) -> dict[str, Parameter]:
+    """The keyword arguments that `target` ("zoo.papers.resnet.resnet50") accepts.
+
+    A preset that hands `**kwargs` on to the class which it returns accepts the arguments of that class, too.
+
+    Raises:
+        ConfigError: if nothing of that name is defined under zoo.
+    """
+    parts = target.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        file = _module_file(parts[:cut])
+        if file:
+            found = _find(file, parts[cut]) if cut == len(parts) - 1 else None
+            if found is None:
+                raise ConfigError(f"_target_ {target!r}: {'.'.join(parts[:cut])} does not define {'.'.join(parts[cut:])}")
+            return _arguments(*found)
+    raise ConfigError(f"_target_ {target!r}: no such module")
+
+
+def _module_file(parts: list[str]) -> Path | None:
+    base = PACKAGE.parent.joinpath(*parts)
+    return next((f for f in (base.with_suffix(".py"), base / "__init__.py") if f.is_file()), None)
+
+
+@cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _find(file: Path, name: str) -> tuple[Path, ast.FunctionDef | ast.ClassDef] | None:
+    """The definition of `name` in `file`, followed through `from .x import name`."""
+    for node in _tree(file).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            return file, node
+        if isinstance(node, ast.ImportFrom) and any((a.asname or a.name) == name for a in node.names):
+            original = next(a.name for a in node.names if (a.asname or a.name) == name)
+            parent = file.parent
+            for _ in range(node.level - 1):
+                parent = parent.parent
+            base = parent.relative_to(PACKAGE.parent).parts if node.level else ()
+            source = _module_file([*base, *(node.module or "").split(".")])
+            return _find(source, original) if source else None
+    return None
+
+
+def _arguments(file: Path, node: ast.FunctionDef | ast.ClassDef) -> dict[str, Parameter]:
+    function = node if isinstance(node, ast.FunctionDef) else _constructor(node)
+    if function is None:
+        return {}
+    spec = function.args
+    positional = spec.posonlyargs + spec.args
+    required = len(positional) - len(spec.defaults)
+    found = {a.arg: Parameter(_text(a.annotation), i < required) for i, a in enumerate(positional)}
+    found |= {a.arg: Parameter(_text(a.annotation), d is None) for a, d in zip(spec.kwonlyargs, spec.kw_defaults)}
+    found.pop("self", None)
+    if spec.kwarg:
+        for name, parameter in _handed_on(file, function, spec.kwarg.arg).items():
+            found.setdefault(name, parameter)
+    return found
+
+
+def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
+    return next((f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None)
+
+
+def _handed_on(file: Path, function: ast.FunctionDef, kwargs: str) -> dict[str, Parameter]:
+    """Arguments which `return Callee(..., **kwargs)` leaves open."""
+    for node in ast.walk(function):
+        if not (isinstance(node, ast.Return) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name)):
+            continue
+        call = node.value
+        if any(k.arg is None and isinstance(k.value, ast.Name) and k.value.id == kwargs for k in call.keywords):
+            callee = _find(file, call.func.id)
+            if callee:
+                given = {k.arg for k in call.keywords}
+                accepted = list(_arguments(*callee).items())[len(call.args) :]
+                return {name: parameter for name, parameter in accepted if name not in given}
+    return {}
+
+
+def _text(annotation: ast.expr | None) -> str:
+    return ast.unparse(annotation) if annotation else ""

@@ -1,0 +1,55 @@
+"""From configuration to objects: every `_target_` is called here, after `zoo.schema` has checked its arguments."""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from zoo.errors import ConfigError
+from zoo.schema import FACTS
+from zoo.signature import parameters
+
+
+def call(where: str, values: Mapping[str, Any], **supplied: Any) -> Any:
+    """Calls the `_target_` of a configuration section with the keys beside it.
+
+    Raises:
+        ConfigError: where the target does not exist or refuses its arguments.
+    """
+    module, _, name = values["_target_"].rpartition(".")
+    arguments = {key: value for key, value in values.items() if key != "_target_"}
+    try:
+        target = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{where}._target_ {values['_target_']!r} cannot be imported: {error}") from error
+    try:
+        return target(**supplied, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def build_objective(cfg: Mapping[str, Any]) -> nn.Module:
+    """The objective with its sub-networks, on the CPU (or the meta device, where the caller says so)."""
+    model = cfg["model"]
+    if "_target_" in model:
+        networks = {"model": call("model", model)}
+    else:
+        networks = {name: call(f"model.{name}", values) for name, values in model.items()}
+    return call("objective", cfg["objective"], **networks)
+
+
+def build_data(cfg: Mapping[str, Any]) -> Any:
+    """The data set; its facts must be those that the configuration states, since models are sized by them."""
+    section = cfg["data"]
+    accepted = parameters(section["_target_"]) if section["_target_"].startswith("zoo.") else section
+    keys = {key: value for key, value in section.items() if key in accepted or key == "_target_"}
+    if "root" in keys and keys["root"] is not None:
+        keys["root"] = str(Path(keys["root"]).expanduser())
+    data = call("data", keys, **({"seed": cfg["seed"]} if "seed" in accepted or not section["_target_"].startswith("zoo.") else {}))
+    for fact in FACTS:
+        stated, found = section.get(fact), data.facts.get(fact)
+        if stated is not None and found is not None and stated != found:
+            raise ConfigError(f"data.{fact} is {stated} in the configuration, but the data set has {found}: set data.{fact}={found}")
+    return data

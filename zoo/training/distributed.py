@@ -1,0 +1,157 @@
+"""Ranks: who shares the work, and how sub-networks are wrapped for it."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from zoo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers: `rank` of `size`, computing on `device`."""
+
+    rank: int
+    size: int
+    device: torch.device
+    parallel: str  # none | ddp | fsdp; none where there is one rank and no sharding was asked for
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sums over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def largest(self, values: Tensor) -> Tensor:
+        """Maximum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box, device=self.device)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in the order of the ranks."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+
+def choose_device(choice: str) -> torch.device:
+    """`auto` prefers CUDA, then Apple's GPU, then the CPU.
+
+    Raises:
+        ConfigError: if the chosen device isn't there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if choice == "auto":
+        choice = next(name for name in there if there[name])
+    if not there[choice]:
+        raise ConfigError(f"trainer.device={choice}: this machine has none; there is {', '.join(n for n in there if there[n])}")
+    return torch.device(choice, int(os.environ.get("LOCAL_RANK", 0))) if choice == "cuda" else torch.device(choice)
+
+
+@contextlib.contextmanager
+def joined(device: str, parallel: str) -> Iterator[World]:
+    """Joins the process group that torchrun announces, if any, and leaves it at the end."""
+    chosen = choose_device(device)
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    grouped = "WORLD_SIZE" in os.environ and (size > 1 or parallel == "fsdp") and not dist.is_initialized()
+    if grouped:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
+    if parallel == "fsdp" and not dist.is_initialized():
+        raise ConfigError("trainer.parallel=fsdp shards over the ranks of torchrun: start with torchrun --nproc-per-node N train.py ...")
+    try:
+        yield World(rank, size, chosen, parallel if size > 1 or parallel == "fsdp" else "none")
+    finally:
+        if grouped:
+            dist.destroy_process_group()
+
+
+def shard(objective: nn.Module, world: World) -> None:
+    """FSDP2 in place: every repeated block, then the sub-network around them, holds 1/size of its parameters."""
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    methods = getattr(objective, "forward_methods", ())
+    for network in objective.children():
+        for block in _repeated_blocks(network):
+            fully_shard(block, mesh=mesh)
+        fully_shard(network, mesh=mesh)
+        for method in methods:
+            if hasattr(network, method):
+                register_fsdp_forward_method(network, method)
+
+
+def _repeated_blocks(network: nn.Module) -> list[nn.Module]:
+    lists = [m for m in network.modules() if isinstance(m, nn.ModuleList | nn.Sequential) and m is not network]
+    blocks = [child for m in lists for child in m.children() if not isinstance(child, nn.ModuleList | nn.Sequential)]
+    return [block for block in blocks if next(block.parameters(), None) is not None and len(list(block.children())) > 0]
+
+
+def data_parallel(objective: nn.Module, world: World) -> nn.Module:
+    """DDP around the whole objective, for the parameters that require grad now; batch statistics are synchronised by the loop, not each step."""
+    devices = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(objective, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+@contextlib.contextmanager
+def synchronised(forward: nn.Module, network: nn.Module, last: bool) -> Iterator[None]:
+    """Gradients meet over the ranks only in the backward pass of the last micro-batch."""
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(last)
+        yield
+    elif isinstance(forward, DistributedDataParallel) and not last:
+        with forward.no_sync():
+            yield
+    else:
+        yield
+
+
+def whole(value: Tensor) -> Tensor:
+    """The full tensor behind a sharded one (a collective: every rank must call it), or the tensor itself."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def shared_like(value: Tensor, like: Tensor) -> Tensor:
+    """`value`, sharded as `like` is."""
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device_mesh.device_type), like.device_mesh, like.placements)
+
+
+def local(value: Tensor) -> Tensor:
+    """This rank's shard of a sharded tensor (its own memory, no copy), or the tensor itself."""
+    return value.detach().to_local() if isinstance(value, DTensor) else value
+
+
+def whole_like(shard: Tensor, like: Tensor) -> Tensor:
+    """The full tensor whose shards are laid out as those of the parameter `like` (a collective)."""
+    if not isinstance(like, DTensor) or shard.shape != local(like).shape:
+        return shard
+    return DTensor.from_local(shard, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()).full_tensor()

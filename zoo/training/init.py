@@ -1,0 +1,63 @@
+"""Starting from weights that exist: a run, or a safetensors file."""
+
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from zoo.errors import ConfigError
+
+
+def read_weights(source: str, which: str = "auto") -> tuple[dict[str, Tensor], Path]:
+    """The weights of a run directory or of a .safetensors file, and the file they came from.
+
+    Args:
+        which: of a run: "auto" (averaged if there are any, else raw), "ema" or "raw".
+
+    Raises:
+        ConfigError: if there is no such file or it cannot be read.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        names = {"auto": ("ema", "model"), "ema": ("ema",), "raw": ("model",)}[which]
+        path = next((path / f"{name}.safetensors" for name in names if (path / f"{name}.safetensors").is_file()), path)
+    if not path.is_file() or path.suffix != ".safetensors":
+        raise ConfigError(f"{source}: no weights there; give a finished run's directory or a .safetensors file")
+    try:
+        return load_file(path), path
+    except Exception as error:  # safetensors has an error class of its own for each layer
+        raise ConfigError(f"{path} cannot be read as safetensors: {str(error).splitlines()[0]}") from None
+
+
+def named_as(objective: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a model alone fit an objective whose only sub-network is called `model`."""
+    networks = [name for name, _ in objective.named_children()]
+    if len(networks) == 1 and not any(name.startswith(f"{networks[0]}.") for name in state):
+        return {f"{networks[0]}.{name}": value for name, value in state.items()}
+    return state
+
+
+def start_from(objective: nn.Module, source: str | None, skip: Sequence[str]) -> None:
+    """Copies weights into the objective, except parameters whose name matches a pattern in `skip`.
+
+    Raises:
+        ConfigError: names the first tensor that is missing or has another shape.
+    """
+    if source is None:
+        return
+    weights, path = read_weights(source)
+    weights = named_as(objective, weights)
+    for name, value in objective.state_dict(keep_vars=True).items():
+        short = name.removeprefix("model.")
+        if any(fnmatch.fnmatch(short, pattern) or fnmatch.fnmatch(name, pattern) for pattern in skip):
+            continue
+        if name not in weights:
+            raise ConfigError(f"init: {path} has no tensor '{short}'; name it in init_skip to start it afresh")
+        if weights[name].shape != value.shape:
+            theirs, ours = tuple(weights[name].shape), tuple(value.shape)
+            raise ConfigError(f"init: '{short}' has shape {theirs} in {path}, but {ours} in the model; name it in init_skip to start it afresh")
+        with torch.no_grad():
+            value.copy_(weights[name])

@@ -1,0 +1,316 @@
+"""The loop, top to bottom: build, resume, then step by step forward, backward, update, average, log, evaluate, save."""
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.data.loader import stream
+from zoo.errors import ConfigError
+from zoo.evaluation.statistics import evaluate, extra_metrics
+from zoo.run_directory import claim
+from zoo.training import checkpoint as checkpoints
+from zoo.training import state
+from zoo.training.buffers import Buffers
+from zoo.training.build import build_data, build_objective
+from zoo.training.distributed import World, joined, shard
+from zoo.training.ema import Average
+from zoo.training.init import start_from
+from zoo.training.player import Player
+from zoo.training.precision import autocast, numerics
+from zoo.training.recorder import Recorder
+from zoo.training.report import write_environment, write_report, write_weights
+from zoo.training.seeds import mixed
+from zoo.training.signals import Stop, stop_signals
+from zoo.training.throughput import profiler, step_flops
+
+
+def run(cfg: Mapping[str, Any]) -> int:
+    """Trains what the checked configuration says; returns the exit code: 0, or 128 + the signal's number after a stop that saved."""
+    options = cfg["trainer"]
+    with joined(options["device"], options["parallel"]) as world, numerics(options["precision"], options["deterministic"]):
+        with stop_signals(world, options["max_time"]) as stop:
+            if world.first:
+                claim(cfg)
+            world.barrier()
+            with contextlib.closing(Trainer(cfg, world)) as trainer:
+                return trainer.train(stop)
+
+
+class Trainer:
+    """One run, from its configuration to its last step."""
+
+    def __init__(self, cfg: Mapping[str, Any], world: World):
+        self.cfg, self.world, self.options = cfg, world, cfg["trainer"]
+        self.folder, self.step, self.best, self.seconds = Path(cfg["run_dir"]), 0, None, 0.0
+        self.carries: list[dict[str, Tensor]] | None = None  # recurrent state, one per micro-batch
+        self._build_data()
+        self._build_networks()
+        self._build_players()
+        found = self._resume()
+        self.recorder = Recorder(cfg, world, self.players, self.turns, self.step, self.seconds)
+        if found:
+            self.recorder.say(f"resumed from {found}")
+
+    # ---- before the first step ----
+
+    def _build_data(self) -> None:
+        self.data = build_data(self.cfg)
+        for split in (self.data.train, self.data.valid, self.data.test):
+            if split is not None:
+                split.to(self.world.device)
+        self.batch_size, self.accumulate = self.cfg["data"]["batch_size"], self.options["accumulate"]
+        self.plan = self.data.train.plan(self.batch_size)
+        share = self.batch_size // self.world.size
+        self.share = slice(self.world.rank * share, (self.world.rank + 1) * share)
+
+    def _build_networks(self) -> None:
+        cfg, options = self.cfg, self.options
+        state.seed_everything(cfg["seed"])  # the same initial weights on every rank
+        objective = build_objective(cfg)
+        start_from(objective, cfg["init"], cfg["init_skip"])
+        objective.to(device=self.world.device, dtype=torch.get_default_dtype()).train()
+        if options["channels_last"]:
+            objective.to(memory_format=torch.channels_last)
+        if options["sync_batch_norm"] and self.world.size > 1:
+            objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+        self.average = Average(objective, options["ema"]) if options["ema"] else None
+        if self.world.parallel == "fsdp":
+            shard(objective, self.world)
+            if self.average:
+                shard(self.average.objective, self.world)
+        if options["compile"]:
+            for network in objective.children():
+                network.compile()
+        self.objective, self.buffers = objective, Buffers(objective)
+        if self.average:
+            self.average.follow(objective)
+
+    def _build_players(self) -> None:
+        self.turns = tuple(getattr(self.objective, "turns", ("model",)))
+        noise_turns = getattr(self.objective, "noise_turns", ())
+        self.data_turns = sum(turn not in noise_turns for turn in self.turns)  # batches of data an iteration takes
+        self.noise_turns, self.weights = noise_turns, getattr(self.objective, "weights", {})
+        self.players = {}
+        for name in dict.fromkeys(self.turns):
+            share = self.turns.count(name)
+            per_epoch = self.plan.batches_per_epoch * share / max(self.data_turns, 1)
+            self.players[name] = Player(name, self.objective, self.cfg, self.world, self.options["steps"] * share, per_epoch)
+        for player in self.players.values():
+            self._focus(player)  # DDP looks only at what requires gradients when it is built
+            player.wrap()
+        self.generator = torch.Generator(self.world.device)
+        state.seed_everything(self.cfg["seed"] + self.world.rank)  # dropout differs between ranks
+
+    def _resume(self) -> Path | None:
+        folder, choice, found = self.folder / "checkpoints", self.cfg["resume"], None
+        if self.world.first:
+            checkpoints.clean(folder)
+            found = checkpoints.newest_valid(folder) if choice in ("auto", "never") else Path(choice)
+        found = self.world.from_first(found)
+        if found is None:
+            return None
+        tensors, training, manifest = checkpoints.load_checkpoint(found)
+        state.load_module(self.objective, tensors["weights"], str(found))
+        if self.average:
+            state.load_module(self.average.objective, tensors["ema"], str(found))
+        for name, player in self.players.items():
+            player.load(training["players"][name])
+        if self.world.size == len(training["random"]):  # another number of ranks has no states to take over
+            state.set_random_state(training["random"][self.world.rank], self.world.device)
+        self.carries = state.carry_of_rank(training["carry"], self.world, self.accumulate)
+        self.step, self.best, self.seconds = manifest["step"], training["best"], training["seconds"]
+        return found
+
+    # ---- the loop ----
+
+    def train(self, stop: Stop) -> int:
+        """Runs the remaining steps; see `run` for what it returns."""
+        last, code = self.options["steps"], 0
+        self._announce()
+        self.batches = stream(self.data.train, self.plan, self.step * self.data_turns, self.share, self.world.device)
+        with profiler(self.options["profile"], self.folder, self.world.first) as profiled:
+            self.recorder.start(self.step)
+            while self.step < last and not code:
+                self.iteration()
+                self.step += 1
+                profiled.step()
+                code = stop.wanted(self.step)
+                ends = self.step == last or code
+                if ends or any(map(self._due, ("log_every", "eval_every", "save_every"))):
+                    self.recorder.log(self.step, self.step * self.data_turns / self.plan.batches_per_epoch)
+                if self._due("eval_every") and self.step < last:
+                    self._judge(self.evaluate(self.data.valid, "valid"))
+                if ends or self._due("save_every"):
+                    self.save()
+        if self.step < last:
+            self.recorder.say(f"stopped after step {self.step} of {last}; the same command goes on from there")
+            return code if code > 1 else 0  # 1 is the end of max_time
+        return self.finish()
+
+    def iteration(self) -> None:
+        """The turns of one step, in the objective's order; then the average."""
+        skips = [self.turn(position, name) for position, name in enumerate(self.turns)]
+        if self.average:
+            self.average.update(skips[0] if len(skips) == 1 else torch.stack(skips).amin())
+        if hasattr(self.objective, "after_step"):
+            self.objective.after_step(self.step + 1)
+
+    def turn(self, position: int, name: str) -> Tensor:
+        """Draws a global batch, takes this rank's share through forward and backward, updates the player; returns 1.0 if that was skipped."""
+        player = self.players[name]
+        self._focus(player)
+        parts = self._micro_batches(position, name)
+        counts, empty = self._counts(parts, name)
+        statistics, before, after = self.buffers.snapshot(), [], []
+        for i, part in enumerate(parts):
+            carry = self._carry(i, part)
+            with player.synchronised(last=i == len(parts) - 1):
+                with autocast(self.options["precision"], self.world.device):
+                    terms, logs, *new_carry = player.forward(part, name, *carry)
+                    loss = sum(self.weights.get(t, 1.0) * value / counts.get(t, self.batch_size) for t, value in terms.items())
+                player.backward(loss * self.world.size if self.world.size > 1 else loss)  # DDP and FSDP average over ranks
+            before += carry
+            after += new_carry
+            self.recorder.micro_batch(name, loss, terms, logs)
+        norm, skip = player.update(empty)
+        self.buffers.undo(skip, statistics)
+        if after:
+            self.carries = [_unless(skip, old, new) for old, new in zip(before, after)]
+        self.recorder.turn(name, counts, norm, skip)
+        return skip
+
+    def _focus(self, player: Player) -> None:
+        """Only this player's parameters require gradients."""
+        if len(self.players) > 1:
+            for other in self.players.values():
+                other.only_this_learns(other is player)
+
+    def _micro_batches(self, position: int, name: str) -> list[dict[str, Tensor]]:
+        """This rank's share of the turn's global batch, cut into micro-batches; noise is drawn for the global batch, too."""
+        batch = {} if name in self.noise_turns else next(self.batches)
+        if hasattr(self.objective, "draw"):
+            self.generator.manual_seed(mixed(self.cfg["seed"], self.step, position))
+            batch |= {key: value[self.share] for key, value in self.objective.draw(self.batch_size, self.generator).items()}
+        if self.options["channels_last"]:
+            batch = {k: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for k, v in batch.items()}
+        if self.accumulate == 1:
+            return [batch]
+        parts = {key: value.chunk(self.accumulate) for key, value in batch.items()}
+        return [{key: values[i] for key, values in parts.items()} for i in range(self.accumulate)]
+
+    def _counts(self, parts: list[dict[str, Tensor]], name: str) -> tuple[dict[str, int | Tensor], Tensor | None]:
+        """How many items count over all micro-batches and ranks, by term; and 1.0 where there are none."""
+        if not hasattr(self.objective, "count"):
+            return {}, None
+        each = [self.objective.count(part, name) for part in parts]
+        totals = {key: sum(count[key] for count in each) for key in each[0]}
+        if self.world.size == 1 and not any(isinstance(total, Tensor) for total in totals.values()):
+            return totals, None
+        device = self.world.device
+        summed = self.world.sum(torch.stack([torch.as_tensor(total, dtype=torch.float64, device=device) for total in totals.values()]))
+        return dict(zip(totals, summed.clamp(min=1).unbind())), (summed == 0).any().to(torch.float32)
+
+    def _carry(self, i: int, part: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], ...]:
+        if not hasattr(self.objective, "initial_carry"):
+            return ()
+        return (self.carries[i] if self.carries else self.objective.initial_carry(len(next(iter(part.values())))),)
+
+    # ---- now and then ----
+
+    def evaluate(self, split: Any, name: str) -> dict[str, float]:
+        """Metrics of a split, by the averaged weights if there are any."""
+        if split is None:
+            return {}
+        self._share_statistics()
+        cfg, objective = self.cfg, self.average.objective if self.average else self.objective
+        metrics = evaluate(objective, split, self.batch_size, self.world, cfg["seed"], self.options["precision"])
+        for section in cfg["evaluation"].values():
+            every = section.get("every")
+            if self.step == self.options["steps"] or (every and self.step % every == 0):
+                metrics |= extra_metrics(section, objective, self.data, cfg["seed"], self.options["precision"])
+        self.recorder.evaluated(self.step, name, metrics)
+        return metrics
+
+    def _judge(self, metrics: Mapping[str, float]) -> None:
+        """Keeps the best checkpoint by `trainer.monitor`, and tells the schedules how it goes."""
+        monitor = self.options["monitor"]
+        if not monitor or not metrics:
+            return
+        key = monitor.removeprefix("-")
+        if key not in metrics:
+            raise ConfigError(f"trainer.monitor: there is no metric '{key}'; there are {', '.join(metrics)}")
+        value = -metrics[key] if monitor.startswith("-") else metrics[key]
+        for player in self.players.values():
+            player.schedule.observe(value)
+        if self.best is None or value > self.best["value"]:
+            self.best = {"step": self.step, "value": value}
+            self.save()
+
+    def save(self) -> None:
+        """One checkpoint of the whole run: gathered from all ranks, written by the first."""
+        self._share_statistics()
+        training = {
+            "players": {name: player.state() for name, player in self.players.items()},
+            "random": self.world.gather(state.random_state(self.world.device)),
+            "carry": state.carry_in_order(self.carries, self.world),
+            "best": self.best,
+            "seconds": self.recorder.seconds,
+        }
+        tensors = self._weights("weights")
+        if self.world.first:
+            about = {"name": self.cfg["name"], "seed": self.cfg["seed"], "ranks": self.world.size}
+            checkpoints.save_checkpoint(self.folder / "checkpoints", self.step, tensors, training, about)
+            checkpoints.prune(self.folder / "checkpoints", self.options["keep"], self.best and self.best["step"])
+
+    def finish(self) -> int:
+        """Final weights, metrics on the test split, the curve, and where to go from here."""
+        self._share_statistics()
+        tensors = self._weights("model")
+        split = "valid" if self.data.test is None else "test"
+        metrics = self.evaluate(self.data.valid if self.data.test is None else self.data.test, split)
+        if self.world.first:
+            write_weights(self.folder, tensors)
+            self.recorder.close()
+            write_report(self.cfg, self.folder, metrics, split, self.recorder.progress)
+        self.world.barrier()
+        return 0
+
+    def close(self) -> None:
+        self.recorder.close()
+
+    def _weights(self, name: str) -> dict[str, dict[str, Tensor]]:
+        averaged = {"ema": state.module_state(self.average.objective)} if self.average else {}
+        return {name: state.module_state(self.objective), **averaged}
+
+    def _share_statistics(self) -> None:
+        """Rank 0's batch statistics for all, so that every rank evaluates the same model."""
+        if self.world.size > 1:
+            for flat in self.buffers.flats:
+                torch.distributed.broadcast(flat, 0)
+
+    def _due(self, key: str) -> bool:
+        return bool(self.options[key]) and self.step % self.options[key] == 0
+
+    def _announce(self) -> None:
+        micro = self.batch_size // (self.world.size * self.accumulate)
+        count = sum(p.numel() for p in self.objective.parameters())
+        self.recorder.say(
+            f"{self.cfg['name']}: {count:,} parameters on {self.world.device}, batch {self.batch_size} = {self.world.size} rank(s) x "
+            f"{self.accumulate} micro-batch(es) of {micro}, {self.options['precision']}, {len(self.data.train):,} training items"
+        )
+        if self.world.first:
+            write_environment(self.folder, self.cfg, self.world)
+        if self.world.device.type == "cuda" and self.world.parallel != "fsdp":
+            address = {key: value[:1] for key, value in self.plan.batch(0).items()}
+            batch = self.data.train.fetch(address) | getattr(self.objective, "draw", lambda n, g: {})(1, self.generator)
+            per_item = [step_flops(self.objective, batch, turn) for turn in self.turns]
+            self.recorder.flops = None if None in per_item else sum(per_item) * self.batch_size
+
+
+def _unless(skip: Tensor, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The new recurrent state, or the old one where the step was skipped."""
+    return {name: torch.where(skip.bool(), old[name], value) for name, value in new.items()}

@@ -1,0 +1,35 @@
+"""Number formats: what parameters are stored in, what matrices are multiplied in."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextlib.contextmanager
+def numerics(precision: str, deterministic: bool) -> Iterator[None]:
+    """Sets torch's global switches for a run, and puts them back."""
+    dtype, tf32 = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    cudnn = torch.backends.cudnn
+    before = (torch.are_deterministic_algorithms_enabled(), cudnn.benchmark, cudnn.allow_tf32)
+    torch.set_default_dtype(torch.float64 if precision == "fp64" else torch.float32)
+    # On a CPU "high" may round to bf16 inside oneDNN: only a GPU has tf32.
+    torch.set_float32_matmul_precision("high" if precision == "tf32" and torch.cuda.is_available() else "highest")
+    cudnn.allow_tf32 = precision == "tf32"
+    cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_float32_matmul_precision(tf32)
+        torch.use_deterministic_algorithms(before[0])
+        cudnn.benchmark, cudnn.allow_tf32 = before[1:]
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """The context of a forward pass: mixed precision for bf16 and fp16, nothing else."""
+    dtype = AUTOCAST.get(precision)
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()

@@ -1,0 +1,133 @@
+"""What happened since the last logged step: gathered on the device, read once, checked, and told."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.errors import NonFiniteError
+from zoo.training.distributed import World
+from zoo.training.logging import Progress, Tracker
+from zoo.training.player import Player
+from zoo.training.throughput import memory, peak_flops
+
+
+class Recorder:
+    """Gathers terms, logs and gradient norms step by step without asking the device for a value; `log` asks once, for all of them."""
+
+    def __init__(self, cfg: Mapping[str, Any], world: World, players: Mapping[str, Player], turns: Iterable[str], step: int, trained: float):
+        self.world, self.players, self.turns = world, players, tuple(turns)
+        self.batch_size, self.nonfinite = cfg["data"]["batch_size"], cfg["trainer"]["nonfinite"]
+        self.progress = Progress(cfg["trainer"]["steps"])
+        self.tracker = Tracker(Path(cfg["run_dir"]), cfg["logger"], cfg, step) if world.first else None
+        self.prefix = {name: f"{name}/" if len(players) > 1 else "" for name in players}
+        self.seconds = trained  # of training, over all resumptions
+        self.flops = None  # of one iteration over all ranks
+        self.start(step)
+
+    def start(self, step: int) -> None:
+        """The clock begins at this step."""
+        self.step, self.since = step, time.perf_counter()
+        self.progress.begin(step)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.sums: dict[str, list[Tensor]] = defaultdict(list)  # of this rank
+        self.counts: dict[str, list[int | Tensor]] = defaultdict(list)  # over all ranks
+        self.shared: dict[str, list[Tensor]] = defaultdict(list)  # the same on every rank
+
+    def micro_batch(self, turn: str, loss: Tensor, terms: Mapping[str, Tensor], logs: Mapping[str, Tensor]) -> None:
+        """The sums of one micro-batch; a lone term called loss is the loss itself and not told twice."""
+        prefix = self.prefix[turn]
+        self.sums[f"{prefix}loss"].append(loss.detach())
+        for values in (terms, logs):
+            for key, value in values.items():
+                if key != "loss":
+                    self.sums[f"{prefix}{key}"].append(value.detach())
+
+    def turn(self, turn: str, counts: Mapping[str, int | Tensor], norm: Tensor, skip: Tensor) -> None:
+        """What one whole turn adds: how many items stand behind the sums, its gradient norm, and whether it was skipped."""
+        prefix = self.prefix[turn]
+        for key in self.sums:
+            if key.startswith(prefix):
+                name = key[len(prefix) :]
+                self.counts[key].append(1 if name == "loss" else counts.get(name, self.batch_size))  # the loss is divided already
+        self.shared[f"{prefix}grad_norm"].append(norm)
+        self.shared[f"{prefix}skipped"].append(skip)
+
+    def log(self, step: int, epoch: float) -> None:
+        """One record of everything since the last one.
+
+        Raises:
+            NonFiniteError: if a step was skipped for gradients that were not finite and `trainer.nonfinite` is stop.
+        """
+        steps, now = step - self.step, time.perf_counter()
+        record = self._read()
+        for name in self.players:
+            self._check_finite(name, record, step, steps)
+        for name, player in self.players.items():
+            record[f"{self.prefix[name]}lr"] = player.schedule.lr(max(player.updates - 1, 0))
+        if len(self.players) > 1:
+            record["loss"] = sum(record[f"{prefix}loss"] for prefix in self.prefix.values())
+        seconds = now - self.since
+        self.seconds += seconds
+        record |= {"epoch": epoch, "seconds": self.seconds, "items_per_second": steps * self.batch_size / seconds, "memory_mib": memory(self.world.device)}
+        if self.flops:
+            record["tflops"] = self.flops * steps / seconds / 1e12
+            if peak := peak_flops(self.world.device):
+                record["mfu"] = self.flops * steps / seconds / (peak * self.world.size)
+        self.step, self.since = step, now
+        if self.world.first:
+            self.tracker.write({"step": step, **record})
+            self.progress.line(step, record)
+
+    def _read(self) -> dict[str, float]:
+        """Each sum over its count, each shared value's mean."""
+        device = self.world.device
+        sums = self.world.sum(torch.stack([torch.stack(values).sum(dtype=torch.float64) for values in self.sums.values()]))
+        counts = torch.stack([_total(self.counts[key], device) for key in self.sums])
+        means = torch.stack([torch.stack(values).mean(dtype=torch.float64) for values in self.shared.values()])
+        values = torch.cat([sums / counts, means]).tolist()  # the one wait for the device
+        record = dict(zip([*self.sums, *self.shared], values))
+        self._clear()
+        return record
+
+    def _check_finite(self, name: str, record: dict[str, float], step: int, steps: int) -> None:
+        player, prefix, updates = self.players[name], self.prefix[name], steps * self.turns.count(name)
+        skipped = round(record.pop(f"{prefix}skipped") * updates)
+        player.updates -= skipped  # schedules count the updates that happened
+        if skipped:
+            record[f"{prefix}skipped"] = skipped
+        searching = player.scaler is not None and skipped < updates  # fp16 finds its scale by overflowing now and then
+        if skipped and not searching and (self.nonfinite == "stop" or skipped == updates):
+            raise NonFiniteError(
+                f"{name}: {skipped} of the updates in steps {step - steps + 1} to {step} had gradients that were not finite; they changed "
+                f"nothing, and the last checkpoint is good: lower optim.lr, set trainer.clip, or choose trainer.nonfinite=skip"
+            )
+
+    def evaluated(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        """A record of metrics on a split."""
+        if self.world.first:
+            self.tracker.write({"step": step, **{f"{split}/{key}": value for key, value in metrics.items()}})
+            self.say(f"step {step}  {split}: " + "  ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
+        self.since = time.perf_counter()  # evaluation doesn't count as training time
+
+    def say(self, text: str) -> None:
+        if self.world.first:
+            self.progress.say(text)
+
+    def close(self) -> None:
+        """Once is enough; more does no harm."""
+        if self.tracker:
+            self.tracker.close()
+            self.tracker = None
+
+
+def _total(counts: list[int | Tensor], device: torch.device) -> Tensor:
+    if any(isinstance(count, Tensor) for count in counts):
+        return torch.stack([torch.as_tensor(count, dtype=torch.float64, device=device) for count in counts]).sum()
+    return torch.tensor(float(sum(counts)), dtype=torch.float64, device=device)

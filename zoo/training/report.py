@@ -1,0 +1,81 @@
+"""What a run leaves behind: where it ran, its weights, its curve, and what to do next."""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from zoo.training.checkpoint import digest, write_atomically
+from zoo.training.distributed import World
+from zoo.training.logging import Progress
+
+
+def write_environment(folder: Path, cfg: Mapping[str, Any], world: World) -> None:
+    """environment.json: what one needs to know to believe a number."""
+    facts = {**environment(world.device), "ranks": world.size, "command": sys.argv, "seed": cfg["seed"]}
+    if cfg["init"] and Path(cfg["init"]).is_file():
+        facts["init_sha256"] = digest(Path(cfg["init"]))
+    write_atomically(folder / "environment.json", json.dumps(facts, indent=1).encode())
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, hardware and the commit of the code."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "hardware": gpu or f"{_processor()}, {torch.get_num_threads()} threads",
+        "commit": _commit(),
+    }
+
+
+def write_weights(folder: Path, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """model.safetensors and ema.safetensors. The weights of a lone model carry the model's own names, so that another project loads them."""
+    for stem, state in states.items():
+        alone = all(name.startswith("model.") for name in state)
+        content = {name.removeprefix("model.") if alone else name: value for name, value in state.items()}
+        write_atomically(folder / f"{stem}.safetensors", save(content, metadata={"format": "pt"}))
+
+
+def write_report(cfg: Mapping[str, Any], folder: Path, metrics: Mapping[str, float], split: str, progress: Progress) -> None:
+    """Tells the final metrics and where everything is."""
+    from zoo.evaluation.pictures import curves
+
+    curve = curves(folder)
+    if metrics:
+        progress.say(f"{split}: " + "  ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
+    if cfg["expect"]:
+        expect = cfg["expect"]
+        progress.say(f"the paper: {expect['metric']} {expect['paper']:g} ({expect['source']})")
+    program = "python evaluate.py" if Path("evaluate.py").is_file() else "python -m zoo evaluate"
+    progress.say(f"run directory  {folder}\ncurve          {curve}\nevaluate       {program} run={folder}")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with a plus where it has changes; None for an installed package."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if changed else "")

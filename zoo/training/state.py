@@ -1,0 +1,92 @@
+"""What a run is at one instant, taken apart into tensors and plain types and put together again."""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import NoCheckpointError
+from zoo.training.distributed import World, shared_like, whole
+
+
+def module_state(module: nn.Module) -> dict[str, Tensor]:
+    """A full copy of the state dict on the CPU (a collective where parameters are sharded); tied tensors stand once, under their first name."""
+    names: dict[int, str] = {}
+    values = module.state_dict(keep_vars=True)
+    for name, value in values.items():
+        names.setdefault(id(value), name)
+    return {name: whole(values[name].detach()).cpu().clone(memory_format=torch.contiguous_format) for name in names.values()}
+
+
+def load_module(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copies a full state dict into a module, sharded or not; tied tensors may stand under one of their names only.
+
+    Raises:
+        NoCheckpointError: if names or shapes differ.
+    """
+    ours = module.state_dict(keep_vars=True)
+    aliases: dict[int, list[str]] = {}
+    for name, value in ours.items():
+        aliases.setdefault(id(value), []).append(name)
+    for names in aliases.values():
+        given = next((name for name in names if name in state), None)
+        if given is None:
+            raise NoCheckpointError(f"{source} has no tensor '{names[0]}': it belongs to another model")
+        if state[given].shape != ours[given].shape:
+            theirs, wanted = tuple(state[given].shape), tuple(ours[given].shape)
+            raise NoCheckpointError(f"{source}: '{given}' has shape {theirs}, but the model has {wanted}")
+    extra = sorted(set(state) - set(ours))
+    if extra:
+        raise NoCheckpointError(f"{source} has a tensor '{extra[0]}' that the model has not: it belongs to another model")
+    with torch.no_grad():
+        for name, value in state.items():
+            ours[name].copy_(shared_like(value, ours[name]))
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The generators of this rank, as types that load without unpickling code."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    state = {
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def carry_in_order(carries: list[dict[str, Tensor]] | None, world: World) -> dict[str, Tensor]:
+    """The recurrent state of all micro-batches of all ranks, in the order of the global batch."""
+    if not carries:
+        return {}
+    mine = {name: torch.cat([carry[name] for carry in carries]).cpu() for name in carries[0]}
+    parts = world.gather(mine)
+    return {name: torch.cat([part[name] for part in parts]) for name in mine}
+
+
+def carry_of_rank(carry: Mapping[str, Tensor], world: World, accumulate: int) -> list[dict[str, Tensor]] | None:
+    """This rank's micro-batches of a recurrent state in global order."""
+    if not carry:
+        return None
+    shares = {name: value.chunk(world.size)[world.rank].to(world.device).chunk(accumulate) for name, value in carry.items()}
+    return [{name: parts[i] for name, parts in shares.items()} for i in range(accumulate)]
