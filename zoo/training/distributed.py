@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -103,21 +104,40 @@ def shard(objective: nn.Module, world: World) -> None:
         for block in _repeated_blocks(network):
             fully_shard(block, mesh=mesh)
         fully_shard(network, mesh=mesh)
+        for layer in network.modules():
+            if isinstance(layer, nn.RNNBase):
+                layer.register_forward_pre_hook(_refresh_weights)
         for method in methods:
             if hasattr(network, method):
                 register_fsdp_forward_method(network, method)
 
 
+def _refresh_weights(layer: nn.RNNBase, inputs: tuple) -> None:
+    """torch's recurrent layers keep a list of their weights, which FSDP, exchanging shards for full tensors, doesn't know of."""
+    layer._flat_weights = [getattr(layer, name) for name in layer._flat_weights_names]
+
+
 def _repeated_blocks(network: nn.Module) -> list[nn.Module]:
-    lists = [m for m in network.modules() if isinstance(m, nn.ModuleList | nn.Sequential) and m is not network]
-    blocks = [child for m in lists for child in m.children() if not isinstance(child, nn.ModuleList | nn.Sequential)]
-    return [block for block in blocks if next(block.parameters(), None) is not None and len(list(block.children())) > 0]
+    """The outermost modules with layers of their own that stand in a ModuleList or Sequential."""
+    if _is_list(network):
+        return [block for child in network.children() for block in (_repeated_blocks(child) if _is_list(child) else [child]) if _is_block(block)]
+    return [block for child in network.children() for block in _repeated_blocks(child)]
+
+
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList | nn.Sequential)
+
+
+def _is_block(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None and next(module.parameters(), None) is not None
 
 
 def data_parallel(objective: nn.Module, world: World) -> nn.Module:
     """DDP around the whole objective, for the parameters that require grad now; batch statistics are synchronised by the loop, not each step."""
     devices = [world.device] if world.device.type == "cuda" else None
-    return DistributedDataParallel(objective, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.15 renames broadcast_buffers; 2.11 has only the old name
+        return DistributedDataParallel(objective, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 @contextlib.contextmanager

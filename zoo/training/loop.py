@@ -187,7 +187,7 @@ class Trainer:
         """Only this player's parameters require gradients."""
         if len(self.players) > 1:
             for other in self.players.values():
-                other.only_this_learns(other is player)
+                other.learns(other is player)
 
     def _micro_batches(self, position: int, name: str) -> list[dict[str, Tensor]]:
         """This rank's share of the turn's global batch, cut into micro-batches; noise is drawn for the global batch, too."""

@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.training.distributed import local
-
 CLASSES = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
@@ -16,7 +14,7 @@ def build_optimizer(section: Mapping[str, Any], parameters: Sequence[Tensor]) ->
 
     `decay: matrices` keeps weight decay off tensors of fewer than two dimensions (biases, norms); `all`, the default, decays
     everything, as older papers do. Fused kernels take `found_inf` as a tensor, so that a bad step is skipped without asking the host.
-    Of sharded parameters the optimizer sees this rank's shards: all three rules work element by element.
+    Of sharded parameters it gets this rank's shards: all three rules work element by element.
     """
     arguments = {key: value for key, value in section.items() if key not in ("name", "decay", "weight_decay")}
     decay = section.get("weight_decay", 0.0)  # explicit: torch's AdamW would decay by 0.01
@@ -31,7 +29,7 @@ def build_optimizer(section: Mapping[str, Any], parameters: Sequence[Tensor]) ->
 def _groups(parameters: Sequence[Tensor], decay: float, which: str) -> list[dict[str, Any]]:
     exempt = [p for p in parameters if which == "matrices" and p.ndim < 2]
     ids = {id(p) for p in exempt}
-    groups = [{"params": [local(p) for p in parameters if id(p) not in ids]}, {"params": [local(p) for p in exempt], "weight_decay": 0.0}]
+    groups = [{"params": [p for p in parameters if id(p) not in ids]}, {"params": exempt, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 

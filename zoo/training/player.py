@@ -24,7 +24,7 @@ class Player:
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.shards = [local(p) for p in self.parameters]
         self.sharded = any(s is not p for s, p in zip(self.shards, self.parameters))
-        self.optimizer = build_optimizer(optim, self.parameters)
+        self.optimizer = build_optimizer(optim, self.shards)
         self.schedule = Schedule(schedule, optim["lr"], updates, updates_per_epoch)
         self.scaler = torch.amp.GradScaler(world.device.type) if cfg["trainer"]["precision"] == "fp16" else None
         self.updates = 0
@@ -35,9 +35,14 @@ class Player:
         if self.world.parallel == "ddp":
             self.forward = data_parallel(self.forward, self.world)
 
-    def only_this_learns(self, learns: bool) -> None:
+    def learns(self, now: bool) -> None:
+        """Whether this player's parameters require gradients. FSDP settles that once and for all at the first forward pass, so there
+        gradients of the other players are computed, too, and dropped here before their own turn."""
         for p in self.parameters:
-            p.requires_grad_(learns)
+            if self.sharded:
+                p.grad = None
+            else:
+                p.requires_grad_(now)
 
     def synchronised(self, last: bool) -> contextlib.AbstractContextManager:
         return synchronised(self.forward, self.network, last)

@@ -1,0 +1,452 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from zoo.data.synthetic import adding
+from zoo.objectives.language_modelling import LanguageModel
+from zoo.papers import lstm
+from zoo.papers.lstm import AddingProblem, BlockNetwork, Cell1997, ForgetGateCell, LstmLanguageModel, modern_cell
+from zoo.papers.lstm.convert import from_torch, to_torch
+
+EXACT = dict(rtol=1e-10, atol=1e-10)
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    """In fp64, with weights of order 1: none of them can be swapped or forgotten unnoticed."""
+    module.double()
+    for p in module.parameters():
+        nn.init.normal_(p, std=0.7)
+    return module
+
+
+def unroll(cell: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, dict]:
+    carry, outputs = cell.initial_carry(len(x)), []
+    for x_t in x.unbind(1):
+        y, carry = cell(x_t, carry)
+        outputs.append(y)
+    return torch.stack(outputs, 1), carry
+
+
+def tiny_model(**options) -> LstmLanguageModel:
+    return randomised(LstmLanguageModel(**{"vocab_size": 11, "hidden": 6, "layers": 2, **options}))
+
+
+def text(batch: int = 3, length: int = 8) -> dict[str, torch.Tensor]:
+    stream = torch.randint(11, (batch, length + 1))
+    return {"tokens": stream[:, :-1], "targets": stream[:, 1:].clone(), "reset": torch.zeros(batch, dtype=torch.bool)}
+
+
+def random_carry(model: LstmLanguageModel, batch: int = 3) -> dict[str, torch.Tensor]:
+    return {name: torch.randn_like(value) for name, value in model.initial_carry(batch).items()}
+
+
+# ---- sizes ----
+
+
+@pytest.mark.parametrize("preset, weights", [
+    ("adding_1997", 93), ("temporal_order_6a", 156), ("temporal_order_6b", 308), ("reber_4x1", 264), ("reber_3x2", 276), ("continual_reber", 424),
+    ("zaremba_small", 4_651_600), ("zaremba_medium", 19_775_200), ("zaremba_large", 66_022_000), ("adding_lstm", 17_217), ("adding_rnn", 4_353),
+])  # fmt: skip
+def test_numbers_of_weights_equal_the_papers(preset, weights):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in getattr(lstm, preset)().parameters()) == weights
+
+
+def test_initial_weights_and_gate_biases_are_the_papers():
+    net = lstm.continual_reber()
+    assert net.cell.input_gate.bias.tolist() == net.cell.output_gate.bias.tolist() == [-0.5, -1.0, -1.5, -2.0]
+    assert net.cell.forget_gate.bias.tolist() == [0.5, 1.0, 1.5, 2.0]
+    assert lstm.adding_1997().cell.input_gate.bias.tolist() == [-3.0, -6.0]
+    assert lstm.reber_3x2().cell.output_gate.bias.tolist() == [-1.0, -2.0, -3.0]
+    for model, bound in ((lstm.zaremba_small(500), 0.1), (lstm.adding_1997(), 0.1), (lstm.reber_4x1(), 0.2), (net, 0.2)):
+        free = torch.cat([p.flatten() for name, p in model.named_parameters() if not name.endswith("gate.bias")])
+        assert 0.8 * bound < free.abs().max() <= bound
+
+
+# ---- the cells ----
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def net_input(unit: nn.Linear, row: int, z: list[float]) -> float:
+    return sum(w * v for w, v in zip(unit.weight[row].tolist(), z)) + (0.0 if unit.bias is None else unit.bias[row].item())
+
+
+@pytest.mark.parametrize("gate_feedback", [True, False])
+def test_the_1997_cell_is_its_equations_unit_by_unit(gate_feedback):
+    cell = randomised(Cell1997(3, blocks=2, block_size=3, cell_bias=False, gate_feedback=gate_feedback))
+    x = torch.randn(1, 6, 3).double()
+    y, s, expected = [0.0] * cell.hidden, [0.0] * 6, []
+    for t in range(6):
+        z = x[0, t].tolist() + y
+        y_in = [sigmoid(net_input(cell.input_gate, j, z)) for j in range(2)]
+        y_out = [sigmoid(net_input(cell.output_gate, j, z)) for j in range(2)]
+        for c in range(6):
+            s[c] = s[c] + y_in[c // 3] * (4 * sigmoid(net_input(cell.cell_input, c, z)) - 2)
+        y_c = [y_out[c // 3] * (2 * sigmoid(s[c]) - 1) for c in range(6)]
+        y = y_c + y_in + y_out if gate_feedback else y_c
+        expected.append(y_c)
+    torch.testing.assert_close(unroll(cell, x)[0][0], torch.tensor(expected, dtype=torch.double), **EXACT)
+
+
+def test_the_forget_gate_cell_is_its_equations_unit_by_unit():
+    cell = randomised(ForgetGateCell(3, blocks=2, block_size=2))
+    x = torch.randn(1, 6, 3).double()
+    y, s, expected = [0.0] * 4, [0.0] * 4, []
+    for t in range(6):
+        z = x[0, t].tolist() + y
+        forget, inp, out = ([sigmoid(net_input(g, j, z)) for j in range(2)] for g in (cell.forget_gate, cell.input_gate, cell.output_gate))
+        s = [forget[c // 2] * s[c] + inp[c // 2] * (4 * sigmoid(net_input(cell.cell_input, c, z)) - 2) for c in range(4)]
+        y = [out[c // 2] * (2 * sigmoid(s[c]) - 1) for c in range(4)]
+        expected.append(y)
+    torch.testing.assert_close(unroll(cell, x)[0][0], torch.tensor(expected, dtype=torch.double), **EXACT)
+
+
+def test_the_1997_cell_is_an_lstm_cell_whose_forget_gate_is_stuck_at_one():
+    """g(x) = 2 tanh(x/2) and h(s) = tanh(s/2): with c = s/2 and the cell's incoming weights halved, the two compute the same."""
+    ours = randomised(Cell1997(3, blocks=4, gate_feedback=False, truncated=False))
+    theirs = nn.LSTMCell(3, 4).double()
+    weight = torch.cat([ours.input_gate.weight, torch.zeros(4, 7), ours.cell_input.weight / 2, ours.output_gate.weight])
+    bias = torch.cat([ours.input_gate.bias, torch.full((4,), 1e4), ours.cell_input.bias / 2, ours.output_gate.bias])
+    theirs.load_state_dict({"weight_ih": weight[:, :3], "weight_hh": weight[:, 3:], "bias_ih": bias, "bias_hh": torch.zeros_like(bias)})
+    x = torch.randn(2, 9, 3).double()
+    mine = unroll(ours, x)[0]
+    state, outputs = None, []
+    for x_t in x.unbind(1):
+        state = theirs(x_t, state)
+        outputs.append(state[0])
+    torch.testing.assert_close(mine, torch.stack(outputs, 1), **EXACT)
+    mine.square().sum().backward()
+    torch.stack(outputs).square().sum().backward()
+    gradient = torch.cat([theirs.weight_ih.grad, theirs.weight_hh.grad], 1).chunk(4)
+    torch.testing.assert_close(ours.input_gate.weight.grad, gradient[0], **EXACT)
+    torch.testing.assert_close(ours.cell_input.weight.grad, gradient[2] / 2, **EXACT)
+    torch.testing.assert_close(ours.output_gate.weight.grad, gradient[3], **EXACT)
+
+
+def test_the_modern_cell_equals_nn_lstm_in_outputs_and_gradients():
+    theirs = randomised(nn.LSTM(5, 4, batch_first=True))
+    ours = modern_cell(5, 4).double()
+    ours.load_state_dict(from_torch(theirs.state_dict()))
+    x = torch.randn(3, 7, 5).double()
+    (mine, carry), (reference, (h, c)) = unroll(ours, x), theirs(x)
+    torch.testing.assert_close(mine, reference, **EXACT)
+    torch.testing.assert_close((carry["y"], carry["s"]), (h[0], c[0]), **EXACT)
+    mine.square().sum().backward()
+    reference.square().sum().backward()
+    gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    gradients = from_torch({**gradients, "bias_hh_l0": torch.zeros(16).double()})  # either bias has the gradient of their sum
+    for name, p in ours.named_parameters():
+        torch.testing.assert_close(p.grad, gradients[name], **EXACT)
+
+
+def test_to_torch_undoes_from_torch():
+    ours = randomised(modern_cell(5, 4))
+    theirs = nn.LSTM(5, 4, batch_first=True).double()
+    theirs.load_state_dict(to_torch(ours.state_dict()))
+    x = torch.randn(2, 6, 5).double()
+    torch.testing.assert_close(unroll(ours, x)[0], theirs(x)[0], **EXACT)
+    for name, value in from_torch(theirs.state_dict()).items():
+        assert torch.equal(value, ours.state_dict()[name])
+
+
+# ---- the gradient ----
+
+
+def test_the_truncated_gradient_is_the_forward_recursion_of_the_papers_appendix():
+    """ds_c/dw is summed up while the net runs; an error at the end needs nothing from the past but these sums (1997, appendix A.1)."""
+    net = randomised(lstm.adding_1997())
+    x, target = torch.randn(1, 12, 2).double(), 0.3
+    output, _ = net(x)
+    (0.5 * (output[0, -1, 0] - target) ** 2).backward()
+
+    cell, one = net.cell, torch.ones(1).double()
+    with torch.no_grad():
+        y, s = torch.zeros(8).double(), torch.zeros(4).double()
+        ds_dcell, ds_din = torch.zeros(4, 11).double(), torch.zeros(4, 11).double()  # by weights of the cell's input, of its block's input gate
+        block = torch.tensor([0, 0, 1, 1])
+        for t in range(12):
+            z = torch.cat([x[0, t], y])
+            y_in, y_out = cell.input_gate(z).sigmoid(), cell.output_gate(z).sigmoid()
+            squashed = cell.cell_input(z).sigmoid()
+            z = torch.cat([z, one])  # the bias as a unit that is always 1
+            g, slope = 4 * squashed - 2, 4 * squashed * (1 - squashed)
+            ds_dcell += torch.outer(slope * y_in[block], z)
+            ds_din += torch.outer(g * (y_in * (1 - y_in))[block], z)
+            s = s + y_in[block] * g
+            h = 2 * s.sigmoid() - 1
+            y = torch.cat([y_out[block] * h, y_in, y_out])
+        k = output[0, -1, 0]
+        delta_k = (k - target) * k * (1 - k)
+        error_y = net.output.weight[0] * delta_k
+        error_s = error_y * y_out[block] * 2 * s.sigmoid() * (1 - s.sigmoid())
+        delta_out = (error_y * h).view(2, 2).sum(1) * y_out * (1 - y_out)
+    with_bias = lambda unit: torch.cat([unit.weight.grad, unit.bias.grad[:, None]], 1)
+    torch.testing.assert_close(with_bias(cell.cell_input), error_s[:, None] * ds_dcell, **EXACT)
+    torch.testing.assert_close(with_bias(cell.input_gate), (error_s[:, None] * ds_din).view(2, 2, 11).sum(1), **EXACT)
+    torch.testing.assert_close(with_bias(cell.output_gate), torch.outer(delta_out, z), **EXACT)
+
+
+def state_gradient(cell: nn.Module, steps: int) -> torch.Tensor:
+    """d s(T) / d s(0), cells by cells."""
+    carry, x = cell.initial_carry(1), torch.randn(1, steps, cell.inputs).double()
+    def last_state(start):
+        state = {**carry, "s": start}
+        for x_t in x.unbind(1):
+            _, state = cell(x_t, state)
+        return state["s"]
+    return torch.autograd.functional.jacobian(last_state, carry["s"])[0, :, 0]
+
+
+def test_the_carousel_carries_an_error_back_unchanged_and_a_plain_network_does_not():
+    assert torch.equal(state_gradient(randomised(Cell1997(3, blocks=2, block_size=2)), 200), torch.eye(4).double())
+    full = state_gradient(randomised(Cell1997(3, blocks=2, block_size=2, truncated=False)), 20)
+    assert not torch.allclose(full, torch.eye(4).double(), atol=0.1)
+    plain = nn.RNN(3, 4, batch_first=True).double()
+    start, x = torch.zeros(1, 1, 4).double(), torch.randn(1, 200, 3).double()
+    assert torch.autograd.functional.jacobian(lambda h: plain(x, h)[1], start).norm() < 1e-6
+
+
+def test_a_forget_gate_scales_the_error_by_its_activations():
+    cell = randomised(ForgetGateCell(3, blocks=2))
+    nn.init.zeros_(cell.forget_gate.weight)
+    gradient = state_gradient(cell, 10)
+    torch.testing.assert_close(gradient, torch.diag(cell.forget_gate.bias.detach().sigmoid() ** 10), **EXACT)
+
+
+# ---- the language model ----
+
+
+def test_the_language_model_is_a_stack_of_modern_cells():
+    model = tiny_model(layers=2)
+    batch = text()
+    x, states = model.embedding(batch["tokens"]), []
+    for layer in range(2):
+        cell = modern_cell(6, 6).double()
+        cell.load_state_dict(from_torch(model.lstm.state_dict(), layer))
+        x, carry = unroll(cell, x)
+        states.append(carry)
+    logits, carry = model(batch["tokens"])
+    torch.testing.assert_close(logits, model.decoder(x), **EXACT)
+    torch.testing.assert_close(carry["h"], torch.stack([s["y"] for s in states], 1), **EXACT)
+    torch.testing.assert_close(carry["c"], torch.stack([s["s"] for s in states], 1), **EXACT)
+
+
+def test_dropout_leaves_the_connections_through_time_alone():
+    model = tiny_model(dropout=1.0)  # nothing passes between layers: logits are the bias, states evolve whatever the tokens
+    start = random_carry(model)
+    (logits, one), (_, other) = model(text()["tokens"], start), model(text()["tokens"], start)
+    assert torch.equal(logits, model.decoder.bias.expand_as(logits))
+    assert torch.equal(one["h"], other["h"]) and not torch.equal(one["h"], start["h"])
+
+
+def test_torchs_second_bias_is_zero_and_does_not_learn():
+    model = tiny_model()
+    model(text()["tokens"])[0].sum().backward()
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    for layer in range(2):
+        assert not getattr(model.lstm, f"bias_hh_l{layer}").any() and getattr(model.lstm, f"bias_ih_l{layer}").grad.any()
+    assert set(model.lstm.state_dict()) == set(nn.LSTM(6, 6, 2).state_dict())
+
+
+def test_a_long_window_equals_two_short_ones_with_the_state_carried():
+    objective, batch = LanguageModel(tiny_model()), text(length=8)
+    carry = random_carry(objective.model)
+    terms, _, last = objective(batch, "model", carry)
+    first, second = ({**batch, "tokens": batch["tokens"][:, half], "targets": batch["targets"][:, half]} for half in (slice(3), slice(3, 8)))
+    begun, _, carry = objective(first, "model", carry)
+    ended, _, carry = objective(second, "model", carry)
+    torch.testing.assert_close(begun["loss"] + ended["loss"], terms["loss"], **EXACT)
+    torch.testing.assert_close(carry, last, **EXACT)
+    assert not any(value.requires_grad for value in carry.values())
+
+
+def test_reset_forgets_the_state_of_its_row_only():
+    objective, batch = LanguageModel(tiny_model()), text()
+    carry = random_carry(objective.model)
+    carry["c"][1, 0, 0] = math.nan  # a state that went wrong is forgotten, too
+    batch["reset"] = torch.tensor([False, True, False])
+    _, _, after = objective(batch, "model", carry)
+    for row, start in ((0, carry), (1, objective.initial_carry(3))):
+        _, alone = objective.model(batch["tokens"][row : row + 1], {name: value[row : row + 1] for name, value in start.items()})
+        torch.testing.assert_close(after["c"][row], alone["c"][0], **EXACT)
+
+
+@pytest.mark.parametrize("reduction, counted", [("token", 21), ("sequence", 3)])
+def test_reduction_chooses_what_the_summed_loss_is_divided_by(reduction, counted):
+    objective, batch = LanguageModel(tiny_model(), reduction, unit="char"), text()
+    batch["targets"][1, -3:] = -100
+    terms, logs, _ = objective(batch, "model", objective.initial_carry(3))
+    logits, _ = objective.model(batch["tokens"])
+    chosen = logits.log_softmax(-1).gather(2, batch["targets"].clamp(min=0)[..., None])[..., 0]
+    expected = -chosen[batch["targets"] != -100].sum()
+    torch.testing.assert_close((terms["loss"], logs["nats_per_char"]), (expected, expected), **EXACT)
+    counts = objective.count(batch, "model")
+    assert int(counts["loss"]) == counted and int(counts["nats_per_char"]) == 21
+
+
+def test_micro_batches_add_up_to_the_gradient_of_the_whole():
+    objective, batch = LanguageModel(tiny_model()), text(batch=4)
+    carry = random_carry(objective.model, 4)
+    objective(batch, "model", carry)[0]["loss"].backward()
+    whole = [p.grad.clone() for p in objective.parameters()]
+    objective.zero_grad()
+    for rows in (slice(0, 1), slice(1, 4)):
+        part, state = ({name: value[rows] for name, value in d.items()} for d in (batch, carry))
+        objective(part, "model", state)[0]["loss"].backward()
+    torch.testing.assert_close([p.grad for p in objective.parameters()], whole, **EXACT)
+
+
+def test_evaluation_in_pieces_equals_one_pass_and_names_its_metric():
+    objective, batch = LanguageModel(tiny_model(), unit="word").eval(), text(length=10)
+    batch["targets"][2, -4:] = -100
+    whole, _ = objective.evaluate(batch, objective.initial_carry(3))
+    carry, pieces = objective.initial_carry(3), []
+    for piece in (slice(0, 4), slice(4, 5), slice(5, 10)):
+        statistics, carry = objective.evaluate({**batch, "tokens": batch["tokens"][:, piece], "targets": batch["targets"][:, piece]}, carry)
+        pieces.append(statistics)
+    total = {name: sum(float(p[name]) for p in pieces) for name in whole}
+    assert all(value.dtype == torch.float64 and value.ndim == 0 for value in whole.values())
+    assert total["tokens"] == 26 and total["nats"] == pytest.approx(float(whole["nats"]), rel=1e-12)
+    metrics = objective.summarise(total)
+    assert set(metrics) == {"loss", "perplexity", "bits_per_word"}
+    assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"])) == pytest.approx(2 ** metrics["bits_per_word"])
+    assert objective.summarise({"nats": 1e6, "tokens": 1.0})["perplexity"] == math.inf
+
+
+def test_samples_are_decided_by_the_generator():
+    objective = LanguageModel(tiny_model()).eval()
+    draw = lambda seed, **options: objective.sample(4, torch.Generator().manual_seed(seed), length=9, **options)
+    assert draw(0).shape == (4, 9) and draw(0).dtype == torch.int64 and 0 <= draw(0).min() and draw(0).max() < 11
+    assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
+    prompt = torch.tensor([3, 1, 4])
+    assert torch.equal(draw(0, prompt=prompt), draw(0, prompt=prompt.expand(4, 3)))
+
+
+def test_cold_samples_follow_the_most_probable_continuation_of_the_prompt():
+    objective, prompt = LanguageModel(tiny_model()).eval(), torch.tensor([[3, 1, 4]])
+    drawn = objective.sample(1, torch.Generator().manual_seed(0), length=5, temperature=1e-3, prompt=prompt)
+    for _ in range(5):
+        prompt = torch.cat([prompt, objective.model(prompt)[0][:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(drawn, prompt[:, 3:])
+
+
+def test_under_autocast_the_state_keeps_its_precision():
+    model = tiny_model().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, carry = model(text()["tokens"])
+        terms, _, _ = LanguageModel(model)(text(), "model", carry)
+    assert logits.dtype == torch.bfloat16 and {value.dtype for value in carry.values()} == {torch.float32} == {terms["loss"].dtype}
+
+
+def test_wrong_shapes_and_options_are_refused_in_a_sentence():
+    model, batch = tiny_model(), text()
+    objective = LanguageModel(model)
+    zero = objective.initial_carry(3)
+    for message, call in {
+        r"tokens must be \(batch, time\), not \(8,\)": lambda: model(batch["tokens"][0]),
+        r"carry 'h' must be \(batch, layers, hidden\) \(3, 2, 6\), not \(2, 2, 6\)": lambda: model(batch["tokens"], model.initial_carry(2)),
+        r"targets must have the shape of tokens \(3, 8\), not \(3, 7\)": lambda: objective({**batch, "targets": batch["targets"][:, 1:]}, "model", zero),
+        r"reset must be one value for each of the 3 sequences, not of shape \(2,\)": lambda: objective({**batch, "reset": batch["reset"][:2]}, "model", zero),
+        "reduction must be token or sequence, not 'mean'": lambda: LanguageModel(model, "mean"),
+        "unit must be token, char or word, not 'byte'": lambda: LanguageModel(model, unit="byte"),
+        "temperature must be above 0, not 0": lambda: objective.sample(1, torch.Generator(), temperature=0),
+        r"prompt must be \(P,\) or \(2, P\) with P at least 1, not \(3, 4\)": lambda: objective.sample(2, torch.Generator(), prompt=torch.zeros(3, 4).long()),
+        r"inputs must be \(batch, time, 2\), not \(4, 5, 3\)": lambda: lstm.adding_1997()(torch.zeros(4, 5, 3)),
+        r"inputs must be \(batch, time, 2\), not \(5, 2\)": lambda: lstm.adding_lstm()(torch.zeros(5, 2)),
+        "data.length must be a whole number from 20, not 10": lambda: adding(length=10),
+        "data.form must be one of modern, 1997, not 'old'": lambda: adding(form="old"),
+    }.items():  # fmt: skip
+        with pytest.raises(Exception, match=message) as caught:
+            call()
+        assert isinstance(caught.value, ValueError) or type(caught.value).__name__ == "ConfigError"
+
+
+# ---- the adding problem ----
+
+
+@pytest.mark.parametrize("form", ["modern", "1997"])
+def test_sequences_depend_on_seed_split_and_index_alone(form):
+    data = adding(seed=3, form=form, length=40)
+    whole = data.train.fetch(data.train.plan(12).batch(1))
+    parts = [data.train.fetch(data.train.plan(4).batch(number)) for number in (3, 4, 5)]
+    assert all(torch.equal(whole[name], torch.cat([part[name] for part in parts])) for name in whole)
+    first = lambda split: split.fetch({"index": torch.tensor([0])})["inputs"]
+    other = adding(seed=4, form=form, length=40)
+    assert not torch.equal(first(data.train), first(other.train)) and torch.equal(first(data.test), first(other.test))
+    assert len({float(first(split)[0, 5, 0]) for split in (data.train, data.valid, data.test)}) == 3
+    seen = torch.cat([address["index"] for sequence in data.test.sweeps(1000) for address in sequence])
+    assert torch.equal(seen, torch.arange(2560))
+
+
+def test_modern_sequences_have_one_mark_in_each_half():
+    batch = adding(length=50).test.fetch({"index": torch.arange(2560)})
+    values, marks = batch["inputs"].unbind(-1)
+    assert torch.equal(marks[:, :25].sum(1), torch.ones(2560)) and torch.equal(marks[:, 25:].sum(1), torch.ones(2560))
+    assert marks.any(0).all() and 0 <= values.min() and values.max() < 1
+    torch.testing.assert_close((values * marks).sum(1), batch["target"])
+    assert abs((batch["target"] - 1).square().mean() - 1 / 6) < 0.01
+
+
+def test_sequences_of_1997_are_marked_as_in_the_paper():
+    batch = adding(form="1997", length=50).test.fetch({"index": torch.arange(2560)})
+    (values, marks), length = batch["inputs"].unbind(-1), batch["length"]
+    assert set(length.tolist()) == set(range(50, 56)) and values.min() < -0.99 and values.max() > 0.99
+    last = torch.arange(2560), length - 1
+    assert (marks[:, 0] == -1).all() and (marks[last] == -1).all() and ((marks == -1).sum(1) == 2).all()
+    hits = (marks == 1).sum(1)
+    assert set(hits.tolist()) == {1, 2} and not (marks == 1)[:, 25:].any() and ((marks == 1)[:, :10].any(1) | (hits == 1)).all()
+    torch.testing.assert_close(0.5 + (values * (marks == 1)).sum(1) / 4, batch["target"])
+    assert all(not sequence[n:].any() for sequence, n in zip(batch["inputs"], length.tolist()))
+    assert abs((batch["target"] - 0.5).square().mean() - 1 / 24) < 0.004
+
+
+def test_the_answer_is_read_at_the_last_step_of_each_sequence():
+    objective = AddingProblem(lstm.adding_1997())
+    batch = adding(form="1997", length=20).valid.fetch({"index": torch.arange(6)})
+    terms, logs = objective(batch, "model")
+    alone = [objective.model(x[None, :n])[0][0, -1, 0] - d for x, n, d in zip(batch["inputs"], batch["length"].tolist(), batch["target"])]
+    squared = torch.stack(alone).square().sum()
+    torch.testing.assert_close((terms["loss"], logs["mse"]), (squared / 2, squared.detach()))
+    statistics = objective.evaluate(batch)
+    metrics = objective.summarise({name: float(value) for name, value in statistics.items()})
+    assert metrics["mse"] == pytest.approx(float(squared) / 6) and metrics["accuracy"] == pytest.approx(100 * int(logs["correct"]) / 6)
+
+
+def test_ptb_recipes_run_as_many_steps_as_the_paper_has_epochs():
+    for row, epochs, window in (("small", 13, 20), ("medium", 39, 35), ("large", 55, 35)):
+        config = yaml.safe_load((Path(__file__).parents[2] / f"configs/paper/lstm/ptb_{row}.yaml").read_text())
+        windows = (929_589 // 20 - 1) // window
+        assert config["data"]["window"] == window and config["trainer"]["steps"] == epochs * windows
+        assert config["trainer"]["eval_every"] == windows
+
+
+# ---- the claim ----
+
+
+def trained_on_adding(model: nn.Module, lr: float, steps: int, length: int, seed: int) -> float:
+    """MSE on the validation sequences after `steps` updates by Adam."""
+    objective, data = AddingProblem(model), adding(seed=seed, length=length)
+    plan, optimizer = data.train.plan(64), torch.optim.Adam(model.parameters(), lr=lr)
+    for step in range(steps):
+        terms, _ = objective(data.train.fetch(plan.batch(step)), "model")
+        optimizer.zero_grad()
+        (terms["loss"] / 64).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    with torch.no_grad():
+        statistics = objective.evaluate(data.valid.fetch({"index": torch.arange(1000)}))
+    return objective.summarise({name: float(value) for name, value in statistics.items()})["mse"]
+
+
+@pytest.mark.claim
+def test_an_lstm_bridges_fifty_steps_and_a_plain_network_does_not():
+    torch.manual_seed(1)
+    assert trained_on_adding(lstm.adding_lstm(), lr=2e-3, steps=2500, length=50, seed=1) < 0.01
+    assert trained_on_adding(lstm.adding_rnn(), lr=1e-3, steps=2500, length=50, seed=1) > 0.14

@@ -1,0 +1,96 @@
+"""Small runs of the four shapes of training, without dropout or batch statistics: a classifier, a recurrent model, a game, a diffusion."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from zoo.config import compose
+
+
+class Mlp(nn.Module):
+    """images (B, C, H, W) -> logits (B, num_classes)."""
+
+    def __init__(self, num_classes: int = 10, hidden: int = 16, dropout: float = 0.0):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.Tanh(), nn.Dropout(dropout), nn.Linear(hidden, num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+class Critic(nn.Module):
+    """images (B, C, H, W) -> logits (B,)."""
+
+    def __init__(self, hidden: int = 16):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.Tanh(), nn.Linear(hidden, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)[:, 0]
+
+
+class Exploding(Mlp):
+    """A classifier whose gradients are not finite in the forward passes number `at`."""
+
+    def __init__(self, at: list[int], **kwargs):
+        super().__init__(**kwargs)
+        self.norm = nn.BatchNorm1d(10)
+        self.at, self.calls = at, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.norm(super().forward(images))
+        if self.training:
+            self.calls += 1
+            if self.calls in self.at:
+                logits = logits * torch.tensor(float("inf"))
+        return logits
+
+
+CLASSIFIER = [
+    "name=toy/classifier",
+    "data=digits",
+    "data.valid=100",
+    "data.batch_size=24",
+    "data.augment=[pad_crop]",
+    "model._target_=tests.toys.Mlp",
+    "objective._target_=zoo.objectives.Classification",
+    "optim={name: adam, lr: 1e-3}",
+]
+LANGUAGE = [
+    "name=toy/language",
+    "data=manual",
+    "data.batch_size=12",
+    "data.window=8",
+    "data.eval_columns=64",
+    "model={_target_: zoo.papers.lstm.LstmLanguageModel, vocab_size: 97, hidden: 16, layers: 2}",
+    "objective._target_=zoo.objectives.LanguageModel",
+    "optim={name: adam, lr: 1e-3}",
+]
+GAME = [
+    "name=toy/game",
+    "data=digits",
+    "data.batch_size=24",
+    "data.valid=100",
+    "model.generator={_target_: zoo.papers.gan.MlpGenerator, image_size: 8, latent: 6, hidden: 16}",
+    "model.discriminator={_target_: tests.toys.Critic}",
+    "objective={_target_: zoo.papers.gan.AdversarialGame, k: 2}",
+    "optim={name: adam, lr: {generator: 1e-3, discriminator: 2e-3}}",
+]
+DIFFUSION = [
+    "name=toy/diffusion",
+    "data=digits",
+    "data.batch_size=12",
+    "data.valid=100",
+    "data.normalise=symmetric",
+    "model={_target_: zoo.papers.ddpm.UNet, image_size: 8, channels: 1, width: 8, multipliers: [1, 2], blocks: 1, attention: [4], groups: 4}",
+    "objective={_target_: zoo.papers.ddpm.Diffusion, steps: 20}",
+    "optim={name: adam, lr: 1e-3}",
+]
+TOYS = {"classifier": CLASSIFIER, "language": LANGUAGE, "game": GAME, "diffusion": DIFFUSION}
+SHORT = ["trainer.steps=6", "trainer.log_every=1", "trainer.eval_every=3", "trainer.save_every=2", "trainer.device=cpu"]
+
+
+def toy(name: str, folder: Path, *overrides: str) -> dict:
+    """The checked configuration of a toy run of six steps in `folder`."""
+    return compose([*TOYS[name], *SHORT, f"run_dir={folder}", *overrides])

@@ -1,0 +1,22 @@
+"""Data sets, each a function that a configuration names: `_target_: zoo.data.digits`. What only one of them needs loads with it."""
+
+from zoo.data.base import Data
+from zoo.data.folders import images
+from zoo.data.loader import stream, sweep
+from zoo.data.pixels import cifar10, digits, fashion_mnist, mnist
+from zoo.data.text import manual, ptb, text_file, tiny_shakespeare
+
+__all__ = [
+    "Data",
+    "cifar10",
+    "digits",
+    "fashion_mnist",
+    "images",
+    "manual",
+    "mnist",
+    "ptb",
+    "stream",
+    "sweep",
+    "text_file",
+    "tiny_shakespeare",
+]

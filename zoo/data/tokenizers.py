@@ -1,0 +1,145 @@
+"""Texts to token ids and back: characters, words, byte pairs.
+
+Each has `size`, `encode` (a text -> (T,) int64) and `decode` ((n, T) ids -> n texts).
+"""
+
+import hashlib
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoo.errors import ConfigError, ZooError
+
+UNKNOWN = "\ufffd"
+EOS = "<eos>"
+
+
+class Characters:
+    """One token a character.
+
+    Args:
+        alphabet: its characters, sorted, are the tokens 0, 1, ...
+        unknown: whether one more token, the last, stands for all other characters.
+    """
+
+    def __init__(self, alphabet: str, unknown: bool = False):
+        self.symbols = sorted(set(alphabet))
+        self.unknown = unknown
+        self.table = np.full(max(map(ord, self.symbols)) + 2, -1, np.int64)  # code point -> token; its last entry is never a symbol
+        self.table[[ord(c) for c in self.symbols]] = np.arange(len(self.symbols))
+
+    @property
+    def size(self) -> int:
+        return len(self.symbols) + self.unknown
+
+    def encode(self, text: str) -> Tensor:
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        ids = self.table[np.minimum(points, len(self.table) - 1)]
+        if self.unknown:
+            ids[ids < 0] = len(self.symbols)
+        elif (ids < 0).any():
+            raise ZooError(f"the character {chr(points[ids < 0][0])!r} is not among the {self.size} of the training text")
+        return torch.from_numpy(ids)
+
+    def decode(self, ids: Tensor) -> list[str]:
+        symbols = [*self.symbols, UNKNOWN]
+        return ["".join(symbols[i] for i in row) for row in ids.tolist()]
+
+
+class Words:
+    """One token a word, words being what spaces part; the end of a line is the word <eos>. The most frequent word is token 0."""
+
+    def __init__(self, text: str):
+        counts: dict[str, int] = {}
+        for word in self.split(text):
+            counts[word] = counts.get(word, 0) + 1
+        self.words = sorted(counts, key=lambda word: (-counts[word], word))
+        self.ids = {word: i for i, word in enumerate(self.words)}
+
+    @staticmethod
+    def split(text: str) -> list[str]:
+        return text.replace("\n", f" {EOS} ").split()
+
+    @property
+    def size(self) -> int:
+        return len(self.words)
+
+    def encode(self, text: str) -> Tensor:
+        words = self.split(text)
+        unknown = self.ids.get("<unk>")
+        ids = [self.ids.get(word, unknown) for word in words]
+        if None in ids:
+            raise ZooError(f"the word {words[ids.index(None)]!r} is not in the training text, which has no <unk> either")
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def decode(self, ids: Tensor) -> list[str]:
+        return [re.sub(f" ?{EOS} ?", "\n", " ".join(self.words[i] for i in row)) for row in ids.tolist()]
+
+
+class BytePairs:
+    """Byte-level BPE as in GPT-2: the 256 bytes and then the most frequent pairs, never across words. Any text can be encoded."""
+
+    def __init__(self, model: str):
+        from tokenizers import Tokenizer
+
+        self.tokenizer = Tokenizer.from_str(model)
+
+    @classmethod
+    def trained(cls, text: str, vocab_size: int, folder: Path) -> "BytePairs":
+        """Trained on a text; kept in a file of `folder`, which is named by the digest of all that it depends on."""
+        import tokenizers
+
+        key = hashlib.sha256(f"{tokenizers.__version__} {vocab_size}\n{text}".encode("utf-8", "surrogatepass")).hexdigest()
+        path = folder / f"bpe-{vocab_size}-{key[:16]}.json"
+        model = _kept(path)
+        if model is None:
+            model = _train(text, vocab_size)
+            _keep(path, model)
+        return cls(model)
+
+    @property
+    def size(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def encode(self, text: str) -> Tensor:
+        return torch.tensor(self.tokenizer.encode(text).ids, dtype=torch.int64)
+
+    def decode(self, ids: Tensor) -> list[str]:
+        return self.tokenizer.decode_batch(ids.tolist(), skip_special_tokens=False)
+
+
+def _train(text: str, vocab_size: int) -> str:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocab_size < len(alphabet):
+        raise ConfigError(f"data.vocab_size must be at least {len(alphabet)}, the number of bytes, not {vocab_size}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([text], trainer)
+    return tokenizer.to_str()
+
+
+def _kept(path: Path) -> str | None:
+    """The content of a file whose first line is the sha256 of the rest, or None where there is no such file or it is damaged."""
+    try:
+        digest, _, model = path.read_text(encoding="utf-8").partition("\n")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return model if hashlib.sha256(model.encode()).hexdigest() == digest else None
+
+
+def _keep(path: Path, model: str) -> None:
+    """Writes such a file, in one step; where the folder can't be written to, the next run trains again."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(f"{hashlib.sha256(model.encode()).hexdigest()}\n{model}", encoding="utf-8")
+        part.replace(path)
