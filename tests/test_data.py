@@ -264,7 +264,7 @@ def test_evaluation_is_not_augmented_and_sweeps_every_item_once():
     for ranks, size in itertools.product((1, 2, 3), (1, 7, 64)):
         seen = []
         for rank in range(ranks):
-            for sequence, step, batch in sweep(data.valid, size, rank, ranks):
+            for sequence, step, batch in sweep(data.valid, size, CPU, rank, ranks):
                 assert sequence % ranks == rank and step == 0 and len(batch["index"]) <= size
                 assert batch["image"].equal(plain.valid.fetch({"index": batch["index"]})["image"])
                 seen += batch["index"].tolist()
@@ -352,6 +352,11 @@ def test_damaged_mnist_files_are_named(mnist_root, monkeypatch):
         path.write_bytes(content)
         monkeypatch.setitem(pixels.MNIST, path.name, (len(content), hashlib.sha256(content).hexdigest()))
         assert f"{path} is damaged" in message(read)
+
+
+def test_a_root_that_is_not_given_is_named():
+    for target in (zoo.data.mnist, zoo.data.cifar10, zoo.data.ptb, zoo.data.tiny_shakespeare):
+        assert "data.root must be the folder of the data, not None" in message(lambda: target(seed=0, root=None), ConfigError)  # noqa: B023
 
 
 def test_a_missing_set_says_where_it_was_looked_for_and_what_to_do(tmp_path):
@@ -592,7 +597,7 @@ def test_workers_and_ranks_change_nothing(folder):
 
 def test_workers_sweep_every_item_once(folder):
     split = images(folder, workers=2).test
-    seen = [index for rank in range(2) for _, _, batch in sweep(split, 2, rank, 2) for index in batch["index"].tolist()]
+    seen = [index for rank in range(2) for _, _, batch in sweep(split, 2, CPU, rank, 2) for index in batch["index"].tolist()]
     assert sorted(seen) == list(range(6))
 
 
@@ -713,7 +718,7 @@ def test_evaluation_counts_every_target_once_and_carries_on(columns):
         seen = []
         for rank in range(ranks):
             last = None
-            for _, step, batch in sweep(split, size, rank, ranks):
+            for _, step, batch in sweep(split, size, CPU, rank, ranks):
                 real = batch["targets"] != IGNORED
                 assert real.any() and batch["tokens"].shape[1] == window and len(batch["tokens"]) <= size
                 assert (batch["reset"] == (step == 0)).all()
@@ -862,7 +867,7 @@ def test_every_configuration_fits_its_function():
         assert {"batch_size", "workers"} <= set(keys), path.name
         required = {name for name, parameter in accepted.items() if parameter.required} - {"seed"}
         assert required <= set(keys), path.name
-        assert "root" not in keys or keys["root"] == "${oc.env:ZOO_DATA,~/.cache/paper-zoo}", path.name
+        assert "root" not in keys or keys["root"] == "${oc.env:ZOO_DATA,'~/.cache/paper-zoo'}", path.name
 
 
 @pytest.mark.parametrize("name", ["digits", "manual"])

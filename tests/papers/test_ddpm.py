@@ -209,7 +209,7 @@ def test_posterior_is_gaussian_conditioning(t, s):
 def test_probabilities_of_the_256_values_sum_to_one(mean, sigma):
     x = torch.arange(256) / 127.5 - 1
     for dtype, tolerance in ((torch.double, 1e-12), (torch.float, 2e-5)):
-        log_p = discretized_log_likelihood(x.to(dtype), torch.tensor(mean, dtype=dtype), torch.tensor(sigma, dtype=dtype))
+        log_p = discretized_log_likelihood(x.to(dtype), torch.tensor(mean, dtype=dtype), sigma)
         assert log_p.isfinite().all()
         assert log_p.exp().sum().item() == pytest.approx(1, abs=tolerance)
 
@@ -218,7 +218,7 @@ def test_a_bin_is_the_difference_of_two_cdfs_and_its_tails_do_not_vanish():
     normal = torch.distributions.Normal(0.1, 0.05)
     x = torch.tensor([100, 128, 150]) / 127.5 - 1
     plain = (normal.cdf(x + 1 / 255) - normal.cdf(x - 1 / 255)).log()
-    torch.testing.assert_close(discretized_log_likelihood(x, torch.tensor(0.1), torch.tensor(0.05)), plain)
+    torch.testing.assert_close(discretized_log_likelihood(x, torch.tensor(0.1), 0.05), plain)
     far = discretized_log_likelihood(torch.tensor([-0.5, 0.5]), torch.zeros(2), torch.tensor(1e-3))
     assert (far < -1e5).all() and far[0].item() == pytest.approx(far[1].item())  # 1e-12 as the least probability would give -28
 

@@ -7,9 +7,10 @@ import yaml
 from torch import nn
 
 from zoo.data.synthetic import adding
+from zoo.errors import ConfigError
 from zoo.objectives.language_modelling import LanguageModel
 from zoo.papers import lstm
-from zoo.papers.lstm import AddingProblem, BlockNetwork, Cell1997, ForgetGateCell, LstmLanguageModel, modern_cell
+from zoo.papers.lstm import AddingProblem, Cell1997, ForgetGateCell, LstmLanguageModel, modern_cell
 from zoo.papers.lstm.convert import from_torch, to_torch
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
@@ -40,6 +41,10 @@ def text(batch: int = 3, length: int = 8) -> dict[str, torch.Tensor]:
     return {"tokens": stream[:, :-1], "targets": stream[:, 1:].clone(), "reset": torch.zeros(batch, dtype=torch.bool)}
 
 
+def part(batch: dict[str, torch.Tensor], span: slice) -> dict[str, torch.Tensor]:
+    return {"tokens": batch["tokens"][:, span], "targets": batch["targets"][:, span], "reset": batch["reset"]}
+
+
 def random_carry(model: LstmLanguageModel, batch: int = 3) -> dict[str, torch.Tensor]:
     return {name: torch.randn_like(value) for name, value in model.initial_carry(batch).items()}
 
@@ -48,8 +53,9 @@ def random_carry(model: LstmLanguageModel, batch: int = 3) -> dict[str, torch.Te
 
 
 @pytest.mark.parametrize("preset, weights", [
-    ("adding_1997", 93), ("temporal_order_6a", 156), ("temporal_order_6b", 308), ("reber_4x1", 264), ("reber_3x2", 276), ("continual_reber", 424),
-    ("zaremba_small", 4_651_600), ("zaremba_medium", 19_775_200), ("zaremba_large", 66_022_000), ("adding_lstm", 17_217), ("adding_rnn", 4_353),
+    ("adding_1997", 93), ("temporal_order_6a", 156), ("temporal_order_6b", 308), ("reber_4x1", 264), ("reber_3x2", 276),
+    ("continual_reber", 424), ("adding_lstm", 17_217), ("adding_rnn", 4_353),
+    ("zaremba_small", 4_651_600), ("zaremba_medium", 19_775_200), ("zaremba_large", 66_022_000),
 ])  # fmt: skip
 def test_numbers_of_weights_equal_the_papers(preset, weights):
     with torch.device("meta"):
@@ -169,7 +175,7 @@ def test_the_truncated_gradient_is_the_forward_recursion_of_the_papers_appendix(
     cell, one = net.cell, torch.ones(1).double()
     with torch.no_grad():
         y, s = torch.zeros(8).double(), torch.zeros(4).double()
-        ds_dcell, ds_din = torch.zeros(4, 11).double(), torch.zeros(4, 11).double()  # by weights of the cell's input, of its block's input gate
+        ds_dcell, ds_din = torch.zeros(2, 4, 11).double()  # by the weights of a cell's input, and of its block's input gate
         block = torch.tensor([0, 0, 1, 1])
         for t in range(12):
             z = torch.cat([x[0, t], y])
@@ -177,8 +183,8 @@ def test_the_truncated_gradient_is_the_forward_recursion_of_the_papers_appendix(
             squashed = cell.cell_input(z).sigmoid()
             z = torch.cat([z, one])  # the bias as a unit that is always 1
             g, slope = 4 * squashed - 2, 4 * squashed * (1 - squashed)
-            ds_dcell += torch.outer(slope * y_in[block], z)
-            ds_din += torch.outer(g * (y_in * (1 - y_in))[block], z)
+            ds_dcell = ds_dcell + torch.outer(slope * y_in[block], z)
+            ds_din = ds_din + torch.outer(g * (y_in * (1 - y_in))[block], z)
             s = s + y_in[block] * g
             h = 2 * s.sigmoid() - 1
             y = torch.cat([y_out[block] * h, y_in, y_out])
@@ -196,11 +202,13 @@ def test_the_truncated_gradient_is_the_forward_recursion_of_the_papers_appendix(
 def state_gradient(cell: nn.Module, steps: int) -> torch.Tensor:
     """d s(T) / d s(0), cells by cells."""
     carry, x = cell.initial_carry(1), torch.randn(1, steps, cell.inputs).double()
+
     def last_state(start):
         state = {**carry, "s": start}
         for x_t in x.unbind(1):
             _, state = cell(x_t, state)
         return state["s"]
+
     return torch.autograd.functional.jacobian(last_state, carry["s"])[0, :, 0]
 
 
@@ -259,7 +267,7 @@ def test_a_long_window_equals_two_short_ones_with_the_state_carried():
     objective, batch = LanguageModel(tiny_model()), text(length=8)
     carry = random_carry(objective.model)
     terms, _, last = objective(batch, "model", carry)
-    first, second = ({**batch, "tokens": batch["tokens"][:, half], "targets": batch["targets"][:, half]} for half in (slice(3), slice(3, 8)))
+    first, second = (part(batch, span) for span in (slice(3), slice(3, 8)))
     begun, _, carry = objective(first, "model", carry)
     ended, _, carry = objective(second, "model", carry)
     torch.testing.assert_close(begun["loss"] + ended["loss"], terms["loss"], **EXACT)
@@ -298,18 +306,19 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole():
     whole = [p.grad.clone() for p in objective.parameters()]
     objective.zero_grad()
     for rows in (slice(0, 1), slice(1, 4)):
-        part, state = ({name: value[rows] for name, value in d.items()} for d in (batch, carry))
-        objective(part, "model", state)[0]["loss"].backward()
+        piece, state = ({name: value[rows] for name, value in d.items()} for d in (batch, carry))
+        objective(piece, "model", state)[0]["loss"].backward()
     torch.testing.assert_close([p.grad for p in objective.parameters()], whole, **EXACT)
 
 
+@torch.no_grad()
 def test_evaluation_in_pieces_equals_one_pass_and_names_its_metric():
     objective, batch = LanguageModel(tiny_model(), unit="word").eval(), text(length=10)
     batch["targets"][2, -4:] = -100
     whole, _ = objective.evaluate(batch, objective.initial_carry(3))
     carry, pieces = objective.initial_carry(3), []
     for piece in (slice(0, 4), slice(4, 5), slice(5, 10)):
-        statistics, carry = objective.evaluate({**batch, "tokens": batch["tokens"][:, piece], "targets": batch["targets"][:, piece]}, carry)
+        statistics, carry = objective.evaluate(part(batch, piece), carry)
         pieces.append(statistics)
     total = {name: sum(float(p[name]) for p in pieces) for name in whole}
     assert all(value.dtype == torch.float64 and value.ndim == 0 for value in whole.values())
@@ -323,7 +332,7 @@ def test_evaluation_in_pieces_equals_one_pass_and_names_its_metric():
 def test_samples_are_decided_by_the_generator():
     objective = LanguageModel(tiny_model()).eval()
     draw = lambda seed, **options: objective.sample(4, torch.Generator().manual_seed(seed), length=9, **options)
-    assert draw(0).shape == (4, 9) and draw(0).dtype == torch.int64 and 0 <= draw(0).min() and draw(0).max() < 11
+    assert draw(0).shape == (4, 9) and draw(0).dtype == torch.int64 and draw(0).min() >= 0 and draw(0).max() < 11
     assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
     prompt = torch.tensor([3, 1, 4])
     assert torch.equal(draw(0, prompt=prompt), draw(0, prompt=prompt.expand(4, 3)))
@@ -346,26 +355,29 @@ def test_under_autocast_the_state_keeps_its_precision():
 
 
 def test_wrong_shapes_and_options_are_refused_in_a_sentence():
-    model, batch = tiny_model(), text()
-    objective = LanguageModel(model)
-    zero = objective.initial_carry(3)
+    model, batch, long = tiny_model(), text(), torch.zeros(3, 4).long()
+    objective, generator = LanguageModel(model), torch.Generator()
+    train = lambda **other: objective({**batch, **other}, "model", objective.initial_carry(3))
     for message, call in {
         r"tokens must be \(batch, time\), not \(8,\)": lambda: model(batch["tokens"][0]),
-        r"carry 'h' must be \(batch, layers, hidden\) \(3, 2, 6\), not \(2, 2, 6\)": lambda: model(batch["tokens"], model.initial_carry(2)),
-        r"targets must have the shape of tokens \(3, 8\), not \(3, 7\)": lambda: objective({**batch, "targets": batch["targets"][:, 1:]}, "model", zero),
-        r"reset must be one value for each of the 3 sequences, not of shape \(2,\)": lambda: objective({**batch, "reset": batch["reset"][:2]}, "model", zero),
-        "reduction must be token or sequence, not 'mean'": lambda: LanguageModel(model, "mean"),
-        "unit must be token, char or word, not 'byte'": lambda: LanguageModel(model, unit="byte"),
-        "temperature must be above 0, not 0": lambda: objective.sample(1, torch.Generator(), temperature=0),
-        r"prompt must be \(P,\) or \(2, P\) with P at least 1, not \(3, 4\)": lambda: objective.sample(2, torch.Generator(), prompt=torch.zeros(3, 4).long()),
+        r"carry 'h' must be \(batch, layers, hidden\) \(3, 2, 6\), not \(2, 2, 6\)": lambda: model(long, model.initial_carry(2)),
+        r"targets must have the shape of tokens \(3, 8\), not \(3, 4\)": lambda: train(targets=long),
+        r"reset must be one value for each of the 3 sequences, not of shape \(2,\)": lambda: train(reset=batch["reset"][:2]),
+        r"reduction must be token or sequence, not 'mean'": lambda: LanguageModel(model, "mean"),
+        r"unit must be token, char or word, not 'byte'": lambda: LanguageModel(model, unit="byte"),
+        r"temperature must be above 0, not 0": lambda: objective.sample(1, generator, temperature=0),
+        r"prompt must be \(P,\) or \(2, P\) with P at least 1, not \(3, 4\)": lambda: objective.sample(2, generator, prompt=long),
         r"inputs must be \(batch, time, 2\), not \(4, 5, 3\)": lambda: lstm.adding_1997()(torch.zeros(4, 5, 3)),
         r"inputs must be \(batch, time, 2\), not \(5, 2\)": lambda: lstm.adding_lstm()(torch.zeros(5, 2)),
-        "data.length must be a whole number from 20, not 10": lambda: adding(length=10),
-        "data.form must be one of modern, 1997, not 'old'": lambda: adding(form="old"),
-    }.items():  # fmt: skip
-        with pytest.raises(Exception, match=message) as caught:
+    }.items():
+        with pytest.raises(ValueError, match=message):
             call()
-        assert isinstance(caught.value, ValueError) or type(caught.value).__name__ == "ConfigError"
+    for message, options in {
+        "data.length must be a whole number from 20": {"length": 10},
+        "data.form must be one of": {"form": "old"},
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            adding(**options)
 
 
 # ---- the adding problem ----
@@ -389,7 +401,7 @@ def test_modern_sequences_have_one_mark_in_each_half():
     batch = adding(length=50).test.fetch({"index": torch.arange(2560)})
     values, marks = batch["inputs"].unbind(-1)
     assert torch.equal(marks[:, :25].sum(1), torch.ones(2560)) and torch.equal(marks[:, 25:].sum(1), torch.ones(2560))
-    assert marks.any(0).all() and 0 <= values.min() and values.max() < 1
+    assert marks.any(0).all() and values.min() >= 0 and values.max() < 1
     torch.testing.assert_close((values * marks).sum(1), batch["target"])
     assert abs((batch["target"] - 1).square().mean() - 1 / 6) < 0.01
 
@@ -414,9 +426,10 @@ def test_the_answer_is_read_at_the_last_step_of_each_sequence():
     alone = [objective.model(x[None, :n])[0][0, -1, 0] - d for x, n, d in zip(batch["inputs"], batch["length"].tolist(), batch["target"])]
     squared = torch.stack(alone).square().sum()
     torch.testing.assert_close((terms["loss"], logs["mse"]), (squared / 2, squared.detach()))
-    statistics = objective.evaluate(batch)
-    metrics = objective.summarise({name: float(value) for name, value in statistics.items()})
-    assert metrics["mse"] == pytest.approx(float(squared) / 6) and metrics["accuracy"] == pytest.approx(100 * int(logs["correct"]) / 6)
+    with torch.no_grad():
+        statistics = {name: float(value) for name, value in objective.evaluate(batch).items()}
+    metrics = objective.summarise(statistics)
+    assert metrics["mse"] == pytest.approx(squared.item() / 6) and metrics["accuracy"] == pytest.approx(100 * int(logs["correct"]) / 6)
 
 
 def test_ptb_recipes_run_as_many_steps_as_the_paper_has_epochs():

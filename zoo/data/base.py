@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -136,6 +137,13 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def home(root: str | None) -> Path:
+    """The folder `data.root`, or ConfigError."""
+    if not root:
+        raise ConfigError(f"data.root must be the folder of the data, not {root!r}")
+    return Path(root).expanduser()
 
 
 def whole(key: str, value: Any, least: int) -> int:

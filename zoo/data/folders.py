@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.data.base import Address, Batch, Data, Shuffled, one_line, send, whole
+from zoo.data.base import Address, Batch, Data, Shuffled, home, one_line, send, whole
 from zoo.data.hashing import bits
 from zoo.data.loader import sweep
 from zoo.data.pixels import Arrays, Normalise, Normaliser, augmentations, hold_out, image_sweeps, in_memory
@@ -53,9 +53,9 @@ class ImageFiles:
         return len(self.paths)
 
     def to(self, device: torch.device) -> "ImageFiles":
-        self.device = torch.device(device)
+        self.device = device
         if self.normaliser:
-            self.normaliser.to(device)
+            self.normaliser = self.normaliser.to(device)
         return self
 
     def plan(self, batch_size: int) -> Shuffled:
@@ -134,15 +134,14 @@ def images(
     """
     least = whole("data.image_size", image_size, 1)
     resize = whole("data.resize", resize, least) if resize is not None else least if resident else round(least * 256 / 224)
-    base = Path(root).expanduser() / folder
+    base = home(root) / folder
     classes, train = list_images(base / "train")
-    held, test = [list_images(base / name, classes)[1] if (base / name).is_dir() else None for name in ("val", "test")]
-    if test is None:
-        held, test = None, held
-    if test is None:
+    others = [list_images(base / name, classes)[1] for name in ("test", "val") if (base / name).is_dir()]
+    if not others:
         raise ZooError(f"{base} has neither a folder test nor a folder val beside train")
-    if held and valid:
+    if valid and len(others) == 2:
         raise ConfigError(f"data.valid must be 0: {base} has a validation split of its own")
+    test, held = (*others, None)[:2]
     if resident:
         decode = lambda files: files and decoded(files, image_size, resize, workers)
         return in_memory(decode(train), decode(test), classes, seed, normalise, augment, pad, valid, decode(held))
@@ -204,8 +203,9 @@ def _annotated(folder: Path, classes: list[str] | None) -> dict[str, list[str]]:
 
 def decoded(files: Files, image_size: int, resize: int, workers: int) -> Arrays:
     """All images and labels."""
-    batches = [batch for _, _, batch in sweep(ImageFiles(files, None, image_size, resize, workers), 256)]
-    return torch.cat([batch["image"] for batch in batches]).numpy(), np.array(files[1])
+    split = ImageFiles(files, None, image_size, resize, workers)
+    images = [batch["image"] for _, _, batch in sweep(split, 256, split.device)]
+    return torch.cat(images).numpy(), np.array(files[1])
 
 
 def _normaliser(name: Normalise, mean: Sequence[float], std: Sequence[float]) -> Normaliser:
@@ -215,4 +215,4 @@ def _normaliser(name: Normalise, mean: Sequence[float], std: Sequence[float]) ->
         return Normaliser.of(name, torch.empty(0))
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ConfigError(f"data.mean and data.std must be three numbers each, the latter above 0, not {list(mean)} and {list(std)}")
-    return Normaliser(torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None])
+    return Normaliser(*(torch.tensor(values, dtype=torch.double)[:, None, None] for values in (mean, std)))

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from zoo.data.base import Address, Batch, Plan, Split, one_line, send
 from zoo.errors import ZooError
@@ -29,7 +30,7 @@ def stream(split: Split, plan: Plan, start: int, part: slice, device: torch.devi
 
 
 def sweep(
-    split: Split, batch_size: int, rank: int = 0, ranks: int = 1, device: torch.device | str = "cpu", timeout: float = TIMEOUT
+    split: Split, batch_size: int, device: torch.device, rank: int = 0, ranks: int = 1, timeout: float = TIMEOUT
 ) -> Iterator[tuple[int, int, Batch]]:
     """All batches of an evaluation as (sequence, step, batch); recurrent state starts afresh at step 0 of each sequence.
 
@@ -40,7 +41,7 @@ def sweep(
     for number, sequence in list(enumerate(split.sweeps(batch_size)))[rank::ranks]:
         places += [(number, step) for step in range(len(sequence))]
         addresses += sequence
-    return ((*place, batch) for place, batch in zip(places, batches(split, addresses, torch.device(device), timeout)))
+    return ((*place, batch) for place, batch in zip(places, batches(split, addresses, device, timeout)))
 
 
 def batches(split: Split, addresses: Iterable[Address], device: torch.device, timeout: float = TIMEOUT) -> Iterator[Batch]:
@@ -52,8 +53,6 @@ def batches(split: Split, addresses: Iterable[Address], device: torch.device, ti
 
 
 def _from_workers(split: Split, addresses: Iterable[Address], device: torch.device, timeout: float) -> Iterator[Batch]:
-    from torch.utils.data import DataLoader
-
     awaited: deque[Address] = deque()
 
     def noted() -> Iterator[Address]:
@@ -96,7 +95,7 @@ def _next(iterator: Iterator, awaited: deque[Address]) -> Batch | ZooError | Non
     return batch
 
 
-class _Loaded(torch.utils.data.Dataset):
+class _Loaded(Dataset):
     """In a worker: address -> batch, or the error, which would otherwise arrive wrapped in a trace."""
 
     def __init__(self, split: Split):

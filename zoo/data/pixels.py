@@ -12,14 +12,14 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.data.base import Address, Batch, Data, Shuffled, choice, one_line, send, whole
+from zoo.data.base import Address, Batch, Data, Shuffled, choice, home, one_line, send, whole
 from zoo.data.download import Published, provide, unpack
 from zoo.data.hashing import uniform
 from zoo.errors import ConfigError, ZooError
@@ -37,13 +37,13 @@ class Normaliser:
     """
 
     def __init__(self, mean: Tensor, std: Tensor):
-        self.mean, self.std = mean.double(), std.double()
+        self.mean, self.std = mean, std
 
     @classmethod
     def of(cls, name: Normalise, images: Tensor) -> "Normaliser":
         """With the statistics of uint8 images (N, C, H, W)."""
-        choice("data.normalise", name, Normalise.__args__)
-        zero, one = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+        choice("data.normalise", name, get_args(Normalise))
+        zero, one = torch.zeros(1, 1, 1, dtype=torch.double), torch.ones(1, 1, 1, dtype=torch.double)
         if name == "symmetric":
             return cls(one / 2, one / 2)
         if name == "standard":
@@ -56,8 +56,8 @@ class Normaliser:
         return cls(images.sum(0, dtype=torch.int64).double() / (255 * len(images)) if name == "pixel_mean" else zero, one)
 
     def to(self, device: torch.device) -> "Normaliser":
-        self.mean, self.std = self.mean.to(device), self.std.to(device)
-        return self
+        dtype = torch.float if device.type == "mps" else torch.double  # Metal has no double
+        return Normaliser(self.mean.to(device, dtype), self.std.to(device, dtype))
 
     def __call__(self, images: Tensor) -> Tensor:
         dtype = torch.get_default_dtype()
@@ -84,7 +84,7 @@ class Images:
 
     def to(self, device: torch.device) -> "Images":
         self.images, self.labels = self.images.to(device), self.labels.to(device)
-        self.normaliser.to(device)
+        self.normaliser = self.normaliser.to(device)
         return self
 
     def plan(self, batch_size: int) -> Shuffled:
@@ -157,11 +157,11 @@ def in_memory(
         kept, out = hold_out(train[1], valid)
         train, held = [tuple(array[index] for array in train) for index in (kept, out)]
     train, held, test = [tuple(torch.tensor(array) for array in part) for part in (train, held, test)]
-    normaliser = lambda: Normaliser.of(normalise, train[0])
+    normaliser = Normaliser.of(normalise, train[0])
     return Data(
-        train=Images(*train, normaliser(), augment, pad, seed),
-        valid=Images(*held, normaliser()) if len(held[0]) else None,
-        test=Images(*test, normaliser()),
+        train=Images(*train, normaliser, augment, pad, seed),
+        valid=Images(*held, normaliser) if len(held[0]) else None,
+        test=Images(*test, normaliser),
         facts={"num_classes": len(classes), "image_size": train[0].shape[-1], "channels": train[0].shape[1]},
         classes=classes,
     )
@@ -204,7 +204,7 @@ GARMENTS = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Sh
 
 def mnist(seed: int, root: str, normalise: Normalise = "unit", augment: Sequence[str] | None = None, pad: int = 2, valid: int = 0) -> Data:
     """MNIST (LeCun et al., 1998): 60,000 / 10,000 digits of 28x28 pixels, from <root>/MNIST/raw."""
-    read = lambda part: _idx_pair(Path(root).expanduser() / "MNIST" / "raw", part, "MNIST", MNIST, MNIST_URLS)
+    read = lambda part: _idx_pair(home(root) / "MNIST" / "raw", part, "MNIST", MNIST, MNIST_URLS)
     return in_memory(read("train"), read("t10k"), [str(i) for i in range(10)], seed, normalise, augment, pad, valid)
 
 
@@ -212,7 +212,7 @@ def fashion_mnist(
     seed: int, root: str, normalise: Normalise = "unit", augment: Sequence[str] | None = None, pad: int = 2, valid: int = 0
 ) -> Data:
     """Fashion-MNIST (Xiao et al., arXiv:1708.07747): 60,000 / 10,000 garments of 28x28 pixels, from <root>/FashionMNIST/raw."""
-    folder = Path(root).expanduser() / "FashionMNIST" / "raw"
+    folder = home(root) / "FashionMNIST" / "raw"
     read = lambda part: _idx_pair(folder, part, "Fashion-MNIST", FASHION_MNIST, FASHION_MNIST_URLS)
     return in_memory(read("train"), read("t10k"), GARMENTS, seed, normalise, augment, pad, valid)
 
@@ -227,7 +227,7 @@ def _idx_pair(folder: Path, part: str, title: str, files: dict, urls: Sequence[s
             path = provide(Published(name, *files[name], tuple(url + name for url in urls)), folder, title)
         arrays.append(read_idx(path))
     images, labels = arrays
-    if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max() > 9:
+    if images.ndim != 3 or labels.shape != images.shape[:1] or not len(labels) or labels.max() > 9:
         raise ZooError(f"{title}: the {part} images {images.shape} and labels {labels.shape} in {folder} do not belong together")
     return images[:, None], labels
 
@@ -271,7 +271,7 @@ def cifar10(
     Read from <root>/cifar-10-batches-bin, the authors' binary version, which is also what is downloaded; or from
     <root>/cifar-10-batches-py, the Python version that torchvision uses, where only that is there.
     """
-    root = Path(root).expanduser()
+    root = home(root)
     binary, python = root / "cifar-10-batches-bin", root / "cifar-10-batches-py"
     if python.is_dir() and not binary.is_dir():
         parts = [_cifar_python(python / name) for name in CIFAR10_PYTHON]

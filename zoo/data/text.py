@@ -6,12 +6,12 @@ N tokens of the stream, T tokens of a window, B rows of a batch. Every token but
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from zoo.data.base import Address, Batch, Columns, Data, Plan, ShuffledWindows, choice, send, whole
+from zoo.data.base import Address, Batch, Columns, Data, Plan, ShuffledWindows, choice, home, send, whole
 from zoo.data.download import Published, provide
 from zoo.data.tokenizers import BytePairs, Characters, Words
 from zoo.errors import ConfigError, ZooError
@@ -33,7 +33,7 @@ class Stream:
 
     def __init__(self, tokens: Tensor, window: int, order: Order = "columns", eval_columns: int = 1, seed: int = 0):
         self.tokens = tokens
-        self.window, self.order = whole("data.window", window, 1), choice("data.order", order, Order.__args__)
+        self.window, self.order = whole("data.window", window, 1), choice("data.order", order, get_args(Order))
         self.eval_columns, self.seed = whole("data.eval_columns", eval_columns, 1), seed
         if len(tokens) < 2:
             raise ZooError(f"a split of {len(tokens)} tokens has nothing to predict: it needs 2 (data.splits)")
@@ -116,9 +116,9 @@ def plain(
 ) -> Data:
     """The data set of one text, in characters or in byte pairs learnt from its training part."""
     texts = split(text, splits)
-    if choice("data.tokenizer", tokenizer, Vocabulary.__args__) == "bpe":
+    if choice("data.tokenizer", tokenizer, get_args(Vocabulary)) == "bpe":
         whole("data.vocab_size", vocab_size, 1)
-        alphabet = BytePairs.trained(texts["train"], vocab_size, Path(root).expanduser() / "tokenizers")
+        alphabet = BytePairs.trained(texts["train"], vocab_size, home(root) / "tokenizers")
     return streams(texts, alphabet, seed, window, order, eval_columns)
 
 
@@ -166,7 +166,7 @@ def tiny_shakespeare(
 
     The usual split calls the last tenth validation and reports on it. Here it is the test split, so that no checkpoint is chosen on it.
     """
-    path = provide(TINY_SHAKESPEARE, Path(root).expanduser() / "tinyshakespeare", "tiny Shakespeare")
+    path = provide(TINY_SHAKESPEARE, home(root) / "tinyshakespeare", "tiny Shakespeare")
     text = path.read_text(encoding="utf-8")
     return plain(text, Characters(text), seed, root, tokenizer, vocab_size, window, order, eval_columns, splits)
 
@@ -214,6 +214,6 @@ def ptb(seed: int, root: str, window: int = 35, order: Order = "columns", eval_c
 
     The vocabulary is that of the training text, 10,000 words with <unk> and <eos>. One column in evaluation: the whole stream, exactly.
     """
-    folder = Path(root).expanduser() / "ptb"
+    folder = home(root) / "ptb"
     texts = {name: provide(file, folder, "Penn Treebank").read_text(encoding="utf-8") for name, file in PTB.items()}
     return streams(texts, Words(texts["train"]), seed, window, order, eval_columns)

@@ -28,7 +28,7 @@ def bits_per_dim(objective: nn.Module, data: Data, generator: torch.Generator, i
     split, device = held_out(data), next(objective.parameters()).device
     items = len(split) if items is None else min(items, len(split))
     rate, distortion, seen = 0.0, 0.0, 0
-    for ((address,),) in zip(split.sweeps(batch_size)):
+    for (address,) in split.sweeps(batch_size):
         x = split.fetch(address)["image"][: items - seen].to(device)
         _check_levels(x)
         with torch.autocast(device.type, enabled=False):

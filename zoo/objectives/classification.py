@@ -27,7 +27,7 @@ class Classification(nn.Module):
         return {"loss": loss}, {"accuracy": (logits.detach().argmax(-1) == label).sum()}
 
     def evaluate(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over the items: correct, correct5 (label among the five largest logits; only with more than 5 classes), nll in nats, items."""
+        """Sums over the items: correct, correct5 (label among the 5 largest logits; only with more than 5 classes), nll in nats, items."""
         logits, label = self.model(batch["image"]).double(), batch["label"]
         statistics = {
             "correct": (logits.argmax(-1) == label).sum().double(),

@@ -15,12 +15,12 @@ Carry = dict[str, Tensor]
 class LanguageModel(nn.Module):
     """loss = sum_t -log p(target_t | tokens_1..t), over windows of B parallel texts.
 
-    batch: {"tokens" (B, T), "targets" (B, T), "reset" (B,)}; where `reset` is true, a new text begins and the carried state is zeroed first.
+    batch: {"tokens" (B, T), "targets" (B, T), "reset" (B,)}; where `reset` is true a new text begins, and the carried state is zeroed.
 
     Args:
-        model: forward(tokens, carry) -> (logits (B, T, V), carry) and initial_carry(batch_size); the carry is a dict of tensors, items first.
-        reduction: what the summed loss is divided by. `token`: the mean over tokens. `sequence`: the sum over time, the mean over the batch, for
-            which the learning rate and the clipping of Zaremba et al. (2014) are meant.
+        model: forward(tokens, carry) -> (logits (B, T, V), carry), and initial_carry(B); a carry is a dict of tensors, items first.
+        reduction: what the summed loss is divided by. `token`: the mean over tokens. `sequence`: the sum over time, the mean over the
+            batch; the learning rate and the clipping of Zaremba et al. (2014) are meant for it.
         unit: what a token is, in the name of the metric: `bits_per_char`.
 
     Raises:

@@ -130,6 +130,9 @@ class Trainer:
     def train(self, stop: Stop) -> int:
         """Runs the remaining steps; see `run` for what it returns."""
         last, code = self.options["steps"], 0
+        if self.step == last and (self.folder / "model.safetensors").exists():
+            self.recorder.say(f"the run in {self.folder} is finished; resume=never runs it anew")
+            return 0
         self._announce()
         self.batches = stream(self.data.train, self.plan, self.step * self.data_turns, self.share, self.world.device)
         with profiler(self.options["profile"], self.folder, self.world.first) as profiled:

@@ -15,6 +15,8 @@ from zoo.training.logging import Progress, Tracker
 from zoo.training.player import Player
 from zoo.training.throughput import memory, peak_flops
 
+PATIENCE = 100  # updates skipped in a row, after which there is no hope
+
 
 class Recorder:
     """Gathers terms, logs and gradient norms step by step without asking the device for a value; `log` asks once, for all of them."""
@@ -26,6 +28,7 @@ class Recorder:
         self.tracker = Tracker(Path(cfg["run_dir"]), cfg["logger"], cfg, step) if world.first else None
         self.prefix = {name: f"{name}/" if len(players) > 1 else "" for name in players}
         self.seconds = trained  # of training, over all resumptions
+        self.hopeless = dict.fromkeys(players, 0)  # updates skipped in a row, whole records only
         self.flops = None  # of one iteration over all ranks
         self.start(step)
 
@@ -102,8 +105,9 @@ class Recorder:
         player.updates -= skipped  # schedules count the updates that happened
         if skipped:
             record[f"{prefix}skipped"] = skipped
-        searching = player.scaler is not None and skipped < updates  # fp16 finds its scale by overflowing now and then
-        if skipped and not searching and (self.nonfinite == "stop" or skipped == updates):
+        self.hopeless[name] = self.hopeless[name] + skipped if skipped == updates else 0
+        tolerated = self.nonfinite == "skip" or player.scaler is not None  # fp16 finds its scale by overflowing now and then
+        if skipped and (not tolerated or self.hopeless[name] >= PATIENCE):
             raise NonFiniteError(
                 f"{name}: {skipped} of the updates in steps {step - steps + 1} to {step} had gradients that were not finite; they changed "
                 f"nothing, and the last checkpoint is good: lower optim.lr, set trainer.clip, or choose trainer.nonfinite=skip"

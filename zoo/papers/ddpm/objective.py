@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-def discretized_log_likelihood(x: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
+def discretized_log_likelihood(x: Tensor, mean: Tensor, sigma: float) -> Tensor:
     """log p(x) of eq. 13, in nats, elementwise: the mass that N(mean, sigma^2) has in the bin of width 2/255 around x.
 
     The bins of 0 and 255 (x = -1 and 1) reach to infinity, so the probabilities of the 256 values sum to one.
@@ -26,6 +26,14 @@ def discretized_log_likelihood(x: Tensor, mean: Tensor, sigma: Tensor) -> Tensor
     low, high = torch.where(x > mean, -right, left), torch.where(x > mean, -left, right)
     inner = log_cdf(high) + torch.log1p(-(log_cdf(low) - log_cdf(high)).exp())
     return torch.where(x < -0.999, log_cdf(right), torch.where(x > 0.999, log_cdf(-left), inner))
+
+
+def bits_per_dim(nats: Tensor) -> Tensor:  # (B, C, H, W) -> (B,)
+    return nats.flatten(1).mean(1) / math.log(2)
+
+
+def per_item(table: Tensor, t: Tensor) -> Tensor:  # (T,), (B,) -> (B, 1, 1, 1)
+    return table[t][:, None, None, None]
 
 
 class Diffusion(nn.Module):
@@ -74,20 +82,32 @@ class Diffusion(nn.Module):
         c_t = alpha**0.5 * (1 - self.abar[s]) / (1 - self.abar[t])
         return c_0, c_t, beta * (1 - self.abar[s]) / (1 - self.abar[t])
 
+    def ancestral(self, t: int, s: int) -> tuple[float, float, float]:
+        """(c_0, c_t, sigma) of p(x_s | x_t): x_s = c_0 x0_hat + c_t x_t + sigma z, with a variance of section 3.2."""
+        c_0, c_t, variance = self.posterior(t, s)
+        if self.variance == "fixed_large":
+            variance = 1 - self.abar[t] / self.abar[s]
+        return c_0, c_t, variance**0.5
+
+    def ddim(self, t: int, s: int, eta: float) -> tuple[float, float, float]:
+        """The same for DDIM (Song et al., 2020, arXiv:2010.02502, eq. 12 and 16), with the eps that belongs to the clipped x0_hat."""
+        sigma = eta * self.posterior(t, s)[2] ** 0.5
+        c_t = ((1 - self.abar[s] - sigma**2) / (1 - self.abar[t])) ** 0.5
+        return self.abar[s] ** 0.5 - c_t * self.abar[t] ** 0.5, c_t, sigma
+
     def tables(self) -> dict[str, Tensor]:
         """What depends on t alone, in float64, since 1 - abar and the KL of nearly equal variances cancel.
 
         For t > 0, KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) = kl_constant_t + kl_weight_t (x_0 - x0_hat)^2, in nats a dimension.
         """
-        abar = torch.tensor(self.abar, dtype=torch.double)
-        c_0, _, q_variance = torch.tensor([self.posterior(t, t - 1) for t in range(self.steps)], dtype=torch.double).unbind(1)
-        q_variance[0] = q_variance[1]  # that of L_0's decoder, as in the released code; q's own is 0 there
-        p_variance = q_variance
-        if self.variance == "fixed_large":
-            p_variance = torch.cat([q_variance[:1], 1 - abar[1:-1] / abar[:-2]])  # beta
-        ratio = q_variance / p_variance
-        return {"scale": abar[:-1].sqrt(), "noise_scale": (1 - abar[:-1]).sqrt(), "sigma": p_variance.sqrt(),
-                "kl_constant": (ratio - 1 - ratio.log()) / 2, "kl_weight": c_0.square() / p_variance / 2}
+        q = torch.tensor([self.posterior(t, t - 1) for t in range(1, self.steps)], dtype=torch.double)
+        p = torch.tensor([self.ancestral(t, t - 1) for t in range(1, self.steps)], dtype=torch.double)
+        p_variance = p[:, 2].square()
+        ratio = q[:, 2] / p_variance
+        constant, weight = (ratio - 1 - ratio.log()) / 2, q[:, 0].square() / p_variance / 2
+        abar = torch.tensor(self.abar[:-1], dtype=torch.double)
+        return {"scale": abar.sqrt(), "noise_scale": (1 - abar).sqrt(),
+                "kl_constant": F.pad(constant, (1, 0)), "kl_weight": F.pad(weight, (1, 0))}
 
     def diffuse(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Eq. 4: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps."""
@@ -112,8 +132,9 @@ class Diffusion(nn.Module):
         """
         kl = per_item(self.kl_constant, t) + per_item(self.kl_weight, t) * (x - x0_hat).square()
         last = (t == 0)[:, None, None, None]
-        # At t = 0 the mean is x0_hat. Where t > 0 the decoder's value is not used, but a far-off mean would make its gradient infinite.
-        decoder = -discretized_log_likelihood(x, torch.where(last, x0_hat, x), self.sigma[0])
+        # At t = 0 the mean is x0_hat; sigma is the released code's: that of one step earlier, where q's is not 0.
+        # Where t > 0 the decoder's value is not used, but a far-off mean would make its gradient infinite.
+        decoder = -discretized_log_likelihood(x, torch.where(last, x0_hat, x), self.posterior(1, 0)[2] ** 0.5)
         return bits_per_dim(torch.where(last, decoder, kl))
 
     def bound_at(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -129,6 +150,7 @@ class Diffusion(nn.Module):
                 "noise": torch.randn((batch_size, *self.shape()), generator=generator, device=generator.device)}
 
     def forward(self, batch: dict[str, Tensor], turn: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Eq. 14, (eps - eps_theta(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t))^2, or one term of eq. 5; the other one is logged."""
         x, t, noise = batch["image"], batch["t"], batch["noise"]
         x_t = self.diffuse(x, t, noise)
         eps = self.model(x_t, t)
@@ -152,19 +174,6 @@ class Diffusion(nn.Module):
         return {"simple": statistics["simple"] / statistics["items"], "bits_per_dim_estimate": statistics["bound"] / statistics["items"]}
 
     # Sampling (algorithm 2)
-
-    def ancestral(self, t: int, s: int) -> tuple[float, float, float]:
-        """(c_0, c_t, sigma) of x_s = c_0 x0_hat + c_t x_t + sigma z: eq. 7 with the variance of section 3.2."""
-        c_0, c_t, variance = self.posterior(t, s)
-        if self.variance == "fixed_large":
-            variance = 1 - self.abar[t] / self.abar[s]
-        return c_0, c_t, variance**0.5
-
-    def ddim(self, t: int, s: int, eta: float) -> tuple[float, float, float]:
-        """The same for DDIM (Song et al., 2020, arXiv:2010.02502, eq. 12 and 16): eta 0 is deterministic, eta 1 ancestral "fixed_small"."""
-        sigma = eta * self.posterior(t, s)[2] ** 0.5
-        c_t = ((1 - self.abar[s] - sigma**2) / (1 - self.abar[t])) ** 0.5
-        return self.abar[s] ** 0.5 - c_t * self.abar[t] ** 0.5, c_t, sigma
 
     @torch.no_grad()
     def trajectory(self, n: int, generator: torch.Generator, method: str = "ancestral", steps: int | None = None,
@@ -222,11 +231,3 @@ class Diffusion(nn.Module):
         strip = ((strip + 1) * 127.5).round().clamp(0, 255).byte().cpu().expand(-1, -1, 3)
         scale = max(1, 32 // self.model.image_size)
         return {"progressive": strip.repeat_interleave(scale, 0).repeat_interleave(scale, 1)}
-
-
-def per_item(table: Tensor, t: Tensor) -> Tensor:  # (T,), (B,) -> (B, 1, 1, 1)
-    return table[t][:, None, None, None]
-
-
-def bits_per_dim(nats: Tensor) -> Tensor:  # (B, C, H, W) -> (B,)
-    return nats.flatten(1).mean(1) / math.log(2)

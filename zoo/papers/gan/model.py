@@ -1,7 +1,7 @@
 """Generative Adversarial Nets (Goodfellow et al., 2014, arXiv:1406.2661); and, as the second pair of players, the networks of DCGAN
 (Radford, Metz and Chintala, 2016, arXiv:1511.06434).
 
-B batch, Z width of the noise z, C channels, H image side. G: (B, Z) -> images (B, C, H, H); D: images -> logits (B,), D(x) = sigmoid(logit).
+B batch, Z width of the noise z, C channels, H image side. G: (B, Z) -> images (B, C, H, H); D: images -> (B,) logits of D(x).
 """
 
 import torch
@@ -73,7 +73,7 @@ class MaxoutDiscriminator(nn.Module):
             nn.Dropout(0.2), Maxout(channels * image_size**2, units, pieces),
             nn.Dropout(0.5), Maxout(units, units, pieces),
             nn.Dropout(0.5), nn.Linear(units, 1),
-        )  # fmt: skip
+        )
         self.reset_parameters()
 
     @torch.no_grad()

@@ -48,7 +48,7 @@ class AdversarialGame(nn.Module):
             return terms, {"d_real": real.detach().sigmoid().sum(), "d_fake": fake.detach().sigmoid().sum()}
         fake = self.discriminator(self.generator(batch["z"]))
         loss = -F.softplus(fake) if self.saturating else F.softplus(-fake)
-        return {"generator": loss.sum()}, {"d_fake": fake.detach().sigmoid().sum()}
+        return {"loss": loss.sum()}, {"d_fake": fake.detach().sigmoid().sum()}
 
     def logits(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """D's logits of the data and of as many samples, which D sees as given: no gradient reaches G.
@@ -65,7 +65,7 @@ class AdversarialGame(nn.Module):
             "real": F.softplus(-real).sum(), "fake": F.softplus(fake).sum(),
             "real_correct": (real > 0).double().sum(), "fake_correct": (fake < 0).double().sum(),
             "items": real.new_tensor(len(real)),
-        }  # fmt: skip
+        }
 
     def summarise(self, statistics: dict[str, float]) -> dict[str, float]:
         """V at these two players (-log 4 = -1.386 if D can tell nothing, 0 if it can tell all), and how often D is right, in percent."""

@@ -2,7 +2,7 @@
 Neural Computation 12(10), 2000) and the regularised language model of Zaremba, Sutskever and Vinyals (2014, arXiv:1409.2329).
 
 B batch, T time steps, I input units, K output units, H hidden width of a modern layer, L layers, V vocabulary.
-1997's letters: in and out the gates of a memory block, c its cells, s their internal state, y an activation, g and h the squashing functions.
+1997's letters: in and out the gates of a memory block, c its cells, s their internal state, y an activation, g and h squashing functions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,8 @@ class Cell1997(nn.Module):
             carries them through time. False: the full gradient.
     """
 
-    def __init__(self, inputs: int, blocks: int, block_size: int = 1, cell_bias: bool = True, gate_feedback: bool = True, truncated: bool = True):
+    def __init__(self, inputs: int, blocks: int, block_size: int = 1, cell_bias: bool = True, gate_feedback: bool = True,
+                 truncated: bool = True):  # fmt: skip
         super().__init__()
         self.inputs, self.block_size, self.gate_feedback, self.truncated = inputs, block_size, gate_feedback, truncated
         self.cells = blocks * block_size
@@ -157,7 +158,7 @@ class Regressor(nn.Module):
     """Linear output units on one of torch's fused layers (`nn.LSTM`, or `nn.RNN` to compare): the fast path for the adding problem.
 
     Args:
-        forget_bias: start of the LSTM's forget gates (Jozefowicz et al. 2015 advise 1); the other biases start at zero, weights as in torch.
+        forget_bias: start of the LSTM's forget gates (Jozefowicz et al. 2015 advise 1); other biases start at zero, weights as in torch.
     """
 
     def __init__(self, recurrent: nn.LSTM | nn.RNN, outputs: int = 1, forget_bias: float = 1.0):
@@ -183,7 +184,7 @@ class Regressor(nn.Module):
 
 
 class LstmLanguageModel(nn.Module):
-    """Zaremba et al., section 3: layers l = 1..L of LSTM cells with dropout D on the connections between layers, never on those through time.
+    """Zaremba et al., section 3: L layers of LSTM cells with dropout D on the connections between layers, never on those through time.
 
     i, f, o = σ(W [D(h^{l-1}(t)), h^l(t-1)] + b),  g = tanh(W_g [...] + b_g)
     c^l(t) = f c^l(t-1) + i g,  h^l(t) = o tanh(c^l(t))            h^0(t): embedding of token t

@@ -19,7 +19,7 @@ def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> n
 
 
 class SubsampleAndPad(nn.Module):
-    """Shortcut A where the shape changes (sections 3.3 and 4.1): every stride-th pixel of x, then zeros as the new channels. No parameters."""
+    """Shortcut A where the shape changes (sections 3.3 and 4.1), without parameters: every stride-th pixel of x, zeros as new channels."""
 
     def __init__(self, new_channels: int, stride: int):
         super().__init__()
@@ -39,8 +39,10 @@ def make_shortcut(option: str | None, in_channels: int, out_channels: int, strid
         ValueError: if the option is none of these.
     """
     if option not in ("A", "B", "C", None):
-        raise ValueError(f"unknown shortcut {option!r}: use 'A' (zero padding), 'B' (projection where the shape changes), "
-                         "'C' (projection in every block) or None (plain net)")
+        raise ValueError(
+            f"unknown shortcut {option!r}: use 'A' (zero padding), 'B' (projection where the shape changes), "
+            "'C' (projection in every block) or None (plain net)"
+        )
     if option is None:
         return None
     changes_shape = stride != 1 or in_channels != out_channels
@@ -119,8 +121,8 @@ def make_stages(block: Block, depths: Sequence[int], in_channels: int, width: in
 def init_he(network: nn.Module) -> None:
     """Convolutions ~ N(0, 2 / n), n = k^2 C_in (section 3.4 names He et al., arXiv:1502.01852, equation 10).
 
-    That paper derives the variance once from the forward signal (n from the inputs, "fan in") and once from the gradients ("fan out"), finds
-    either sufficient and prints the first; so do we. Batch norm starts at scale 1 and shift 0, and the linear layer as torch sets it.
+    That paper derives the variance once from the forward signal ("fan in") and once from the gradients ("fan out"), finds either sufficient
+    and prints the first; so do we. Batch norm starts at scale 1 and shift 0, and the linear layer as torch sets it.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -140,8 +142,15 @@ class ResNet(nn.Module):
         ValueError: if the shortcut is unknown.
     """
 
-    def __init__(self, block: Block, depths: Sequence[int], shortcut: Literal["A", "B", "C"] | None = "B", width: int = 64,
-                 num_classes: int = 1000, in_channels: int = 3):
+    def __init__(
+        self,
+        block: Block,
+        depths: Sequence[int],
+        shortcut: Literal["A", "B", "C"] | None = "B",
+        width: int = 64,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+    ):
         super().__init__()
         self.conv1 = conv(in_channels, width, 7, stride=2)
         self.bn1 = nn.BatchNorm2d(width)
@@ -170,8 +179,9 @@ class CifarResNet(nn.Module):
         ValueError: if the depth is not 6n + 2 or the shortcut is unknown.
     """
 
-    def __init__(self, depth: int, shortcut: Literal["A", "B", "C"] | None = "A", width: int = 16, num_classes: int = 10,
-                 in_channels: int = 3):
+    def __init__(
+        self, depth: int, shortcut: Literal["A", "B", "C"] | None = "A", width: int = 16, num_classes: int = 10, in_channels: int = 3
+    ):
         super().__init__()
         n, rest = divmod(depth - 2, 6)
         if n < 1 or rest:
@@ -211,7 +221,7 @@ def resnet152(**kwargs) -> ResNet:
     return ResNet(Bottleneck, (3, 8, 36, 3), **kwargs)
 
 
-# Not in the paper: the stride on the 3x3, as in torchvision and most published weights. Same parameters.
+# Departure: "v1.5", the stride on the 3x3, as in torchvision and most published weights. Same parameters.
 def resnet50_v1_5(**kwargs) -> ResNet:
     return ResNet(BottleneckV1_5, (3, 4, 6, 3), **kwargs)
 

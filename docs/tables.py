@@ -1,0 +1,86 @@
+"""Writes the generated tables: papers and results in README.md, results in the cards and in docs/results.md.
+
+python docs/tables.py          after the catalogue, a configuration or results/ has changed
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from omegaconf import OmegaConf  # noqa: E402
+
+from zoo.catalog import PAPERS  # noqa: E402
+from zoo.config import config_dir, paper_configs  # noqa: E402
+
+
+def papers_table() -> str:
+    """One row a paper that exists."""
+    rows = ["| paper | year | area | try it | presets |", "|---|---|---|---|---|"]
+    for paper in PAPERS.values():
+        link = f"[{paper.title}](zoo/papers/{paper.key}/README.md)"
+        presets = ", ".join(f"`{name}`" for name in list(paper.presets)[:4]) + (", ..." if len(paper.presets) > 4 else "")
+        rows.append(f"| {link} | {paper.year} | {paper.area} | `paper={paper.key}` | {presets} |")
+    return "\n".join(rows)
+
+
+def recorded() -> dict[str, list[dict]]:
+    """Configuration name -> the recorded evaluations in results/, one a seed."""
+    found: dict[str, list[dict]] = {}
+    for file in sorted((ROOT / "results").glob("**/*.json")):
+        record = json.loads(file.read_text())
+        if "metrics" in record:
+            found.setdefault(record["name"], []).append(record)
+    return found
+
+
+def results_table(names: list[str]) -> str:
+    """The paper's number and ours, a row a configuration; rows that nobody ran say so."""
+    rows = ["| configuration | metric | paper | here | seeds | steps | hardware |", "|---|---|---|---|---|---|---|"]
+    for name in names:
+        cfg = OmegaConf.load(config_dir() / "paper" / f"{name}.yaml")
+        runs = recorded().get(cfg.get("name") or name, [])
+        expect = cfg.get("expect") or {}
+        metrics = [expect["metric"]] if "metric" in expect else sorted({m for run in runs for m in run["metrics"] if m in SHOWN})
+        paper = f"{expect['paper']} ({expect['source']})" if expect else ""
+        if not runs:
+            rows.append(f"| `{name}` | {expect.get('metric', '')} | {paper} | not yet run | | | |")
+        for metric in metrics if runs else []:
+            values = [run["metrics"][metric] for run in runs if metric in run["metrics"]]
+            shown = f"{statistics.median(values):.4g}" + (f" ({min(values):.4g} to {max(values):.4g})" if len(values) > 1 else "")
+            seeds = ", ".join(str(run["seed"]) for run in runs)
+            hardware = runs[0]["trained_on"]["hardware"]
+            rows.append(f"| `{name}` | {metric} | {paper} | {shown} | {seeds} | {runs[0]['step']} | {hardware} |")
+    return "\n".join(rows)
+
+
+# What is told of runs that have no number of the paper's beside them.
+SHOWN = ("accuracy", "bits_per_char", "perplexity", "mse", "solved", "classes", "frechet", "frechet_gaussian", "nearest", "nearest_test",
+         "log_likelihood", "bits_per_dim")  # fmt: skip
+
+
+def replaced(text: str, name: str, table: str) -> str:
+    """The text with what stands between `<!-- name -->` and `<!-- /name -->` replaced."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    head, rest = text.split(begin)
+    return f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+
+
+def main() -> None:
+    names = list(paper_configs())
+    run = [name for name in names if (OmegaConf.load(config_dir() / "paper" / f"{name}.yaml").get("name") or name) in recorded()]
+    readme = ROOT / "README.md"
+    text = replaced(readme.read_text(), "papers", papers_table())
+    readme.write_text(replaced(text, "results", results_table(run)))
+    for key in PAPERS:
+        card = ROOT / "zoo" / "papers" / key / "README.md"
+        card.write_text(replaced(card.read_text(), "results", results_table([n for n in names if n.split("/")[0] == key])))
+    heading = "# Results\n\nGenerated from `results/` by `python docs/tables.py`; each file there holds command, configuration, commit and hardware.\n\n"
+    (ROOT / "docs" / "results.md").write_text(heading + results_table(names) + "\n")
+
+
+if __name__ == "__main__":
+    main()

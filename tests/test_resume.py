@@ -1,0 +1,345 @@
+"""A run that stops anywhere goes on to the very same bits (CPU): by signal, by kill, by a damaged checkpoint."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.toys import TOYS, toy
+from zoo.errors import ConfigError, NoCheckpointError, NonFiniteError
+from zoo.training import checkpoint as checkpoints
+from zoo.training.loop import run
+
+# Dropout, augmentation, an average, accumulation: everything that has a state.
+STATEFUL = {
+    "classifier": ["model.dropout=0.3", "trainer.accumulate=2", "trainer.monitor=accuracy"],
+    "language": ["model.dropout=0.3", "trainer.clip=1.0", "schedule={name: plateau, factor: 0.5, patience: 1}", "trainer.monitor=-loss"],
+    "game": ["model.discriminator._target_=zoo.papers.gan.MaxoutDiscriminator", "model.discriminator.image_size=8",
+             "schedule={name: exponential, gamma: 0.9}"],
+    "diffusion": ["model.dropout=0.2", "schedule={name: linear, warmup: 2}"],
+}  # fmt: skip
+
+
+def contents(path: Path) -> dict:
+    """All tensors and values of a checkpoint, except the clock."""
+    tensors, training, manifest = checkpoints.load_checkpoint(path)
+    training.pop("seconds")
+    return {"tensors": tensors, "training": training, "step": manifest["step"]}
+
+
+def assert_identical(a, b, where: str = "") -> None:
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_identical(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b)):
+            assert_identical(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def last(folder: Path) -> Path:
+    return checkpoints.steps(folder / "checkpoints")[-1]
+
+
+@pytest.fixture(scope="module")
+def whole_runs(tmp_path_factory) -> Path:
+    """Each toy, uninterrupted, with every checkpoint kept."""
+    folder = tmp_path_factory.mktemp("whole")
+    for name in TOYS:
+        assert run(toy(name, folder / name, *STATEFUL[name], "trainer.ema=0.9", "trainer.save_every=1", "trainer.keep=100")) == 0
+    return folder
+
+
+@pytest.mark.parametrize("name", TOYS)
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_resuming_ends_bit_identical(whole_runs, tmp_path, name, step):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_runs / name, folder)
+    for path in checkpoints.steps(folder / "checkpoints"):
+        if int(path.name[5:]) > step:
+            shutil.rmtree(path)
+    assert run(toy(name, folder, *STATEFUL[name], "trainer.ema=0.9", "trainer.save_every=1", "trainer.keep=100")) == 0
+    assert_identical(contents(last(folder)), contents(last(whole_runs / name)))
+    for file in ("model.safetensors", "ema.safetensors"):
+        assert (folder / file).read_bytes() == (whole_runs / name / file).read_bytes()
+
+
+def test_the_comparison_notices_another_random_state(whole_runs, tmp_path):
+    """The twin of the test above: with the saved generator changed, dropout differs, and so must the end."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole_runs / "classifier", folder)
+    for path in checkpoints.steps(folder / "checkpoints"):
+        if path.name > "step-00000003":
+            shutil.rmtree(path)
+    path = folder / "checkpoints" / "step-00000003"
+    tensors, training, manifest = checkpoints.load_checkpoint(path)
+    torch.manual_seed(999)
+    training["random"][0]["torch"] = torch.get_rng_state()
+    shutil.rmtree(path)
+    checkpoints.save_checkpoint(folder / "checkpoints", 3, tensors, training, {})
+    run(toy("classifier", folder, *STATEFUL["classifier"], "trainer.ema=0.9", "trainer.save_every=1", "trainer.keep=100"))
+    with pytest.raises(AssertionError):
+        assert_identical(contents(last(folder)), contents(last(whole_runs / "classifier")))
+
+
+def test_metrics_have_each_step_once_after_resuming(whole_runs, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_runs / "classifier", folder)
+    for path in checkpoints.steps(folder / "checkpoints"):
+        if path.name > "step-00000002":
+            shutil.rmtree(path)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "lo')  # a line that a kill cut short
+    run(toy("classifier", folder, *STATEFUL["classifier"], "trainer.ema=0.9", "trainer.save_every=1", "trainer.keep=100"))
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines() if "grad_norm" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_run_is_left_as_it_is(whole_runs, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_runs / "classifier", folder)
+    before, records = (folder / "model.safetensors").read_bytes(), (folder / "metrics.jsonl").read_bytes()
+    assert run(toy("classifier", folder, *STATEFUL["classifier"], "trainer.ema=0.9", "trainer.save_every=1", "trainer.keep=100")) == 0
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert (folder / "metrics.jsonl").read_bytes() == records
+    assert "is finished" in capsys.readouterr().out
+
+
+# ---- damage ----
+
+
+@pytest.fixture
+def damaged(whole_runs, tmp_path) -> Path:
+    folder = tmp_path / "run"
+    shutil.copytree(whole_runs / "classifier", folder)
+    return folder
+
+
+def flip(file: Path, bit: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[bit // 8 % len(content)] ^= 1 << bit % 8
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "ema.safetensors", "training.pt", "manifest.json"])
+def test_every_flipped_bit_and_every_cut_is_noticed(damaged, name):
+    path = last(damaged)
+    original = (path / name).read_bytes()
+    draw = torch.Generator().manual_seed(1)
+    for position in torch.randint(0, 8 * len(original), (40,), generator=draw).tolist():
+        flip(path / name, position)
+        if name != "manifest.json":  # a changed letter in the manifest's prose harms nobody
+            with pytest.raises(NoCheckpointError, match=name):
+                checkpoints.verify(path)
+        (path / name).write_bytes(original)
+    for length in torch.randint(0, len(original), (10,), generator=draw).tolist():
+        (path / name).write_bytes(original[:length])
+        with pytest.raises(NoCheckpointError, match=name):
+            checkpoints.verify(path)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(damaged, capsys):
+    newest = last(damaged)
+    flip(newest / "weights.safetensors", 5000)
+    chosen = checkpoints.newest_valid(damaged / "checkpoints")
+    assert chosen.name == "step-00000005"
+    assert "step-00000006/weights.safetensors is damaged" in capsys.readouterr().err
+    assert (damaged / "checkpoints" / "step-00000006.corrupt").is_dir() and not newest.exists()
+
+
+def test_without_any_usable_checkpoint_nothing_is_guessed(damaged):
+    for path in checkpoints.steps(damaged / "checkpoints"):
+        (path / "training.pt").unlink()
+    with pytest.raises(NoCheckpointError, match="resume=never") as error:
+        checkpoints.newest_valid(damaged / "checkpoints")
+    assert error.value.exit_code == 3
+
+
+def test_an_explicit_checkpoint_never_falls_back(damaged):
+    path = last(damaged)
+    flip(path / "training.pt", 999)
+    with pytest.raises(NoCheckpointError, match="training.pt is damaged"):
+        run(toy("classifier", damaged, *STATEFUL["classifier"], "trainer.ema=0.9", f"resume={path}", "trainer.save_every=1", "trainer.keep=100"))
+
+
+def test_a_malicious_pickle_is_not_executed(damaged):
+    import hashlib
+    import pickle
+
+    path, marker = last(damaged), damaged / "executed"
+
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(marker),)
+
+    content = pickle.dumps(Payload())
+    (path / "training.pt").write_bytes(content)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["training.pt"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(Exception):  # noqa: B017  any refusal will do
+        checkpoints.load_checkpoint(path)
+    assert not marker.exists()
+
+
+def test_a_full_disk_leaves_earlier_checkpoints_and_nothing_else(damaged, monkeypatch):
+    from zoo.errors import ZooError
+
+    before = checkpoints.steps(damaged / "checkpoints")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    with pytest.raises(ZooError, match="step-00000007: No space left on device"):
+        checkpoints.save_checkpoint(damaged / "checkpoints", 7, {"weights": {"w": torch.ones(3)}}, {}, {})
+    assert checkpoints.steps(damaged / "checkpoints") == before and not list((damaged / "checkpoints").glob(".tmp-*"))
+
+
+# ---- another configuration, another number of micro-batches ----
+
+
+def test_a_changed_configuration_is_refused_with_the_difference_and_a_command(damaged):
+    with pytest.raises(ConfigError, match=r"optim.lr 0.001 -> 0.5.*name=toy/classifier-lr-0.5.*resume=never"):
+        run(toy("classifier", damaged, *STATEFUL["classifier"], "trainer.ema=0.9", "trainer.save_every=1", "trainer.keep=100", "optim.lr=0.5"))
+
+
+def test_how_a_run_runs_may_change_on_resume(damaged):
+    shutil.rmtree(last(damaged))
+    keys = [key for key in STATEFUL["classifier"] if "accumulate" not in key]
+    assert run(toy("classifier", damaged, *keys, "trainer.ema=0.9", "trainer.accumulate=4", "trainer.log_every=3", "trainer.keep=1")) == 0
+
+
+def test_resume_never_keeps_the_old_run_aside(damaged):
+    keys = [*STATEFUL["classifier"], "trainer.ema=0.9", "trainer.save_every=1", "trainer.keep=100", "resume=never"]
+    assert run(toy("classifier", damaged, *keys)) == 0
+    assert (damaged.with_name("run.old-1") / "config.yaml").is_file()
+
+
+# ---- steps that are not finite ----
+
+
+def exploding(folder: Path, at: str, *overrides: str) -> dict:
+    return toy("classifier", folder, "model._target_=tests.toys.Exploding", f"model.at={at}", "trainer.ema=0.9", "trainer.save_every=1",
+               "trainer.keep=100", "optim={name: sgd, lr: 0.1, momentum: 0.9}", "schedule={name: step, every: 1, gamma: 0.5}", *overrides)  # fmt: skip
+
+
+def test_a_bad_step_stops_the_run_and_the_last_checkpoint_stays(tmp_path):
+    with pytest.raises(NonFiniteError, match="steps 4 to 4") as error:
+        run(exploding(tmp_path / "run", "[4]"))
+    assert error.value.exit_code == 4
+    assert last(tmp_path / "run").name == "step-00000003"
+
+
+def test_a_skipped_step_changes_nothing(tmp_path):
+    """Weights, velocities, batch statistics, the average and the schedule stay as they were, at the very first step, too."""
+    run(exploding(tmp_path / "run", "[1, 4, 5]", "trainer.nonfinite=skip", "trainer.log_every=100", "trainer.save_every=1"))
+    states = {int(path.name[5:]): contents(path) for path in checkpoints.steps(tmp_path / "run" / "checkpoints")}
+    for step in (4, 5):
+        assert_identical(states[step]["tensors"], states[3]["tensors"])
+        assert_identical(states[step]["training"]["players"], states[3]["training"]["players"])
+    assert states[1]["training"]["players"]["model"]["updates"] == 0
+    assert all(not state["momentum_buffer"].any() for state in states[1]["training"]["players"]["model"]["optimizer"].values())
+    assert states[6]["training"]["players"]["model"]["updates"] == 3
+    assert not torch.equal(states[6]["tensors"]["weights"]["model.layers.1.weight"], states[5]["tensors"]["weights"]["model.layers.1.weight"])
+
+
+# ---- signals and kills, through the front door ----
+
+
+def command(name: str, folder: Path, *overrides: str) -> list[str]:
+    from tests.toys import SHORT
+
+    return [sys.executable, "train.py", *TOYS[name], *SHORT, *STATEFUL[name], "trainer.ema=0.9", f"run_dir={folder}", *overrides]
+
+
+def start(name: str, folder: Path, *overrides: str, ranks: int = 1) -> subprocess.Popen:
+    root = Path(__file__).parent.parent
+    words = command(name, folder, *overrides)
+    if ranks > 1:
+        words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *words[1:]]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(words, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_first_step(process: subprocess.Popen) -> None:
+    for line in process.stdout:
+        if line.startswith("step "):
+            threading.Thread(target=process.stdout.read, daemon=True).start()  # keep the pipe empty
+            return
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_exits(tmp_path, number, code):
+    process = start("classifier", tmp_path / "run", "trainer.steps=100000", "trainer.save_every=null", "trainer.eval_every=null")
+    wait_for_first_step(process)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
+    step = int(last(tmp_path / "run").name[5:])
+    assert step >= 1
+    records = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(records[-1])["step"] == step  # no step is lost
+
+
+KILLS = {"classifier": (3, 2), "language": (4, 1), "game": (4, 1), "diffusion": (4, 1)}  # at any instant, inside a save
+MANY = ["trainer.steps=120", "trainer.save_every=5", "trainer.eval_every=40", "trainer.log_every=10", "trainer.keep=3"]
+
+
+def wait_for_a_save(process: subprocess.Popen, folder: Path) -> None:
+    while process.poll() is None:
+        if any((folder / "checkpoints").glob(".tmp-*")):
+            return
+
+
+def killed_and_resumed(name: str, folder: Path, seconds: float, in_save: bool) -> Path:
+    """Kills the run `seconds` after its first logged step, or in its first save after that, and lets the same command finish it."""
+    process = start(name, folder, *MANY)
+    wait_for_first_step(process)
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        if in_save:
+            wait_for_a_save(process, folder)
+    process.kill()
+    process.wait()
+    again = start(name, folder, *MANY)
+    assert again.wait(timeout=300) == 0, again.stderr.read()
+    return last(folder)
+
+
+def test_a_kill_inside_a_save_loses_nothing(tmp_path):
+    run(toy("game", tmp_path / "whole", *STATEFUL["game"], "trainer.ema=0.9", *MANY))
+    end = killed_and_resumed("game", tmp_path / "killed", 0.2, in_save=True)
+    assert_identical(contents(end), contents(last(tmp_path / "whole")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TOYS)
+def test_twenty_kills(tmp_path, name):
+    """Over the four toys: 15 kills at instants drawn uniformly over the run, 5 inside a save; each resumes by the same command."""
+    process = start(name, tmp_path / "whole", *MANY)
+    wait_for_first_step(process)
+    began = time.perf_counter()
+    assert process.wait(timeout=300) == 0
+    duration = time.perf_counter() - began
+    anywhere, in_save = KILLS[name]
+    instants = torch.rand(anywhere + in_save, generator=torch.Generator().manual_seed(len(name))) * duration * 0.9
+    for i, seconds in enumerate(instants.tolist()):
+        print(f"{name}: kill {seconds:.2f} s after the first step{' and inside a save' if i >= anywhere else ''}")
+        end = killed_and_resumed(name, tmp_path / f"killed{i}", seconds, in_save=i >= anywhere)
+        assert_identical(contents(end), contents(last(tmp_path / "whole")))
