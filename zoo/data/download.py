@@ -68,8 +68,11 @@ def provide(file: Published, folder: Path, title: str) -> Path:
 
 def check(file: Published, path: Path, title: str) -> None:
     """Raises ZooError unless `path` holds the published bytes."""
-    with path.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    try:
+        with path.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise ZooError(f"{title}: {path} cannot be read: {one_line(error)}") from error
     if digest != file.sha256:
         raise ZooError(f"{title}: {path} is not the published file (sha256 {digest[:16]}...): move it away and it will be downloaded again")
 
@@ -89,7 +92,8 @@ def unpack(archive: Path, name: str) -> Path:
             try:
                 fresh.mkdir()
                 (_extract_zip if archive.suffix == ".zip" else _extract_tar)(archive, fresh)
-                (fresh / name).rename(target)
+                if not target.is_dir():  # else another host was faster
+                    (fresh / name).rename(target)
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
     except DAMAGED as error:

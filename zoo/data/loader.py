@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import count
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -55,10 +56,10 @@ def batches(split: Split, addresses: Iterable[Address], device: torch.device, ti
 def _from_workers(split: Split, addresses: Iterable[Address], device: torch.device, timeout: float) -> Iterator[Batch]:
     awaited: deque[Address] = deque()
 
-    def noted() -> Iterator[Address]:
+    def noted() -> Iterator[dict[str, np.ndarray]]:
         for address in addresses:
             awaited.append(address)
-            yield address
+            yield {name: value.numpy() for name, value in address.items()}  # tensors would travel as a file descriptor each
 
     loader = DataLoader(
         _Loaded(split),
@@ -101,7 +102,8 @@ class _Loaded(Dataset):
     def __init__(self, split: Split):
         self.split = split
 
-    def __getitem__(self, address: Address) -> Batch | ZooError:
+    def __getitem__(self, arrays: dict[str, np.ndarray]) -> Batch | ZooError:
+        address = {name: torch.from_numpy(value) for name, value in arrays.items()}
         try:
             return self.split.load(address)
         except ZooError as error:

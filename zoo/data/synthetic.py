@@ -64,7 +64,8 @@ class Adding:
         return {name: send(value, self.device) for name, value in batch.items()}
 
     def sweeps(self, batch_size: int) -> list[list[Address]]:
-        return [[{"index": index}] for index in torch.arange(self.items).split(batch_size)]
+        """At least 256 sequences side by side: they are small, and training may take them one by one."""
+        return [[{"index": index}] for index in torch.arange(self.items).split(max(batch_size, 256))]
 
 
 class Endless:

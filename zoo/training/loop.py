@@ -174,7 +174,7 @@ class Trainer:
             with player.synchronised(last=i == len(parts) - 1):
                 with autocast(self.options["precision"], self.world.device):
                     terms, logs, *new_carry = player.forward(part, name, *carry)
-                    loss = sum(self.weights.get(t, 1.0) * value / counts.get(t, self.batch_size) for t, value in terms.items())
+                    loss = self._loss(terms, counts)
                 player.backward(loss * self.world.size if self.world.size > 1 else loss)  # DDP and FSDP average over ranks
             before += carry
             after += new_carry
@@ -185,6 +185,11 @@ class Trainer:
             self.carries = [_unless(skip, old, new) for old, new in zip(before, after)]
         self.recorder.turn(name, counts, norm, skip)
         return skip
+
+    def _loss(self, terms: Mapping[str, Tensor], counts: Mapping[str, int | Tensor]) -> Tensor:
+        """sum over terms of weight x sum / count: this micro-batch's part of the global batch's loss."""
+        parts = [value * (self.weights.get(term, 1.0) / counts.get(term, self.batch_size)) for term, value in terms.items()]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
     def _focus(self, player: Player) -> None:
         """Only this player's parameters require gradients."""
