@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.toys import TOYS, toy
+from tests.toys import TOYS, toy, without_curves
 from zoo.errors import ConfigError, NoCheckpointError, NonFiniteError
 from zoo.training import checkpoint as checkpoints
 from zoo.training.loop import run
@@ -58,6 +58,7 @@ def last(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def whole_runs(tmp_path_factory) -> Path:
     """Each toy, uninterrupted, with every checkpoint kept."""
+    without_curves()
     folder = tmp_path_factory.mktemp("whole")
     for name in TOYS:
         assert run(toy(name, folder / name, *STATEFUL[name], "trainer.ema=0.9", "trainer.save_every=1", "trainer.keep=100")) == 0

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.config import compose
+from zoo.evaluation import pictures
 
 
 class Mlp(nn.Module):
@@ -83,7 +84,7 @@ DIFFUSION = [
     "data.batch_size=12",
     "data.valid=100",
     "data.normalise=symmetric",
-    "model={_target_: zoo.papers.ddpm.UNet, image_size: 8, channels: 1, width: 8, multipliers: [1, 2], blocks: 1, attention: [4], groups: 4}",
+    "model={_target_: zoo.papers.ddpm.UNet, image_size: 8, channels: 1, width: 4, multipliers: [1], blocks: 1, attention: [8], groups: 2}",
     "objective={_target_: zoo.papers.ddpm.Diffusion, steps: 20}",
     "optim={name: adam, lr: 1e-3}",
 ]
@@ -94,3 +95,8 @@ SHORT = ["trainer.steps=6", "trainer.log_every=1", "trainer.eval_every=3", "trai
 def toy(name: str, folder: Path, *overrides: str) -> dict:
     """The checked configuration of a toy run of six steps in `folder`."""
     return compose([*TOYS[name], *SHORT, f"run_dir={folder}", *overrides])
+
+
+def without_curves() -> None:
+    """Drawing takes longer than a toy run does; the curve is tested through the front door."""
+    pictures.curves = lambda folder: folder / "pictures" / "curves.png"

@@ -47,11 +47,15 @@ def compose(overrides: list[str]) -> dict[str, Any]:
 
 
 def run_hydra(task: Callable[[dict[str, Any]], None], argv: list[str]) -> None:
-    """Runs `task` on the checked configuration, once or, with --multirun, once for each combination; Hydra's own flags work as usual."""
+    """Runs `task` on the checked configuration, once or, with --multirun, for each combination; Hydra's own flags work as usual.
+
+    All combinations are checked before the first one runs, unless another launcher than Hydra's basic one shares them out.
+    """
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
     refused: list[ConfigError] = []
+    waiting: list[dict[str, Any]] = []
 
     def job(cfg: Any) -> None:
         directory = HydraConfig.get().runtime.output_dir
@@ -60,11 +64,13 @@ def run_hydra(task: Callable[[dict[str, Any]], None], argv: list[str]) -> None:
             if HydraConfig.get().mode.name == "MULTIRUN":
                 checked["run_dir"] = os.path.relpath(directory)
         except ConfigError as error:  # raised further out: Hydra would print more than a line
-            with contextlib.suppress(OSError):
-                os.removedirs(directory)  # Hydra made it; only empty directories go
+            _remove_empty(Path(directory))
             refused.append(error)
             raise SystemExit from None
-        task(checked)
+        if HydraConfig.get().launcher._target_.endswith("BasicLauncher"):
+            waiting.append(checked)
+        else:
+            task(checked)
 
     _register_resolvers(argv)
     sys.argv = [sys.argv[0], *openly(argv)]
@@ -76,6 +82,17 @@ def run_hydra(task: Callable[[dict[str, Any]], None], argv: list[str]) -> None:
             if refused:
                 raise refused[0] from None
             raise
+    for checked in waiting:
+        task(checked)
+
+
+def _remove_empty(directory: Path) -> None:
+    """Removes the directory that Hydra made for a run that will not be, and its empty parents below the working directory."""
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+        for parent in directory.parents:
+            if Path.cwd() in parent.parents:
+                parent.rmdir()
 
 
 def resolve(cfg: Any, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -94,6 +111,10 @@ def foreign_packages(overrides: Iterable[str]) -> list[str]:
 def openly(overrides: Iterable[str]) -> list[str]:
     """`key=value` becomes Hydra's `++key=value` (set or add), so that our own schema decides which keys exist."""
     plain = re.compile(r"([A-Za-z_][\w.]*)=")
+    for text in overrides:
+        group, _, option = text.partition("=")
+        if not group or (group in GROUPS and re.fullmatch(r"(null|true|false|[\d.]*)", option)):
+            raise _no_such_option(group, option) if group else ConfigError(f"cannot read the override {text!r}: write key=value")
 
     def opened(text: str) -> str:
         match = plain.match(text)
@@ -149,7 +170,7 @@ def one_line_errors() -> Iterator[None]:
 def _explain(error: Exception) -> str:
     text = str(error)
     if group := re.search(r"Could not find '(\w+)/([^']*)'", text):
-        return _no_such_option(group.group(1), group.group(2))
+        return str(_no_such_option(group.group(1), group.group(2)))
     if group := re.search(r"Could not override '([^']+)'", text):
         return f"unknown key '{group.group(1)}' (--help lists the keys)"
     if "Interpolation" in type(error).__name__ or "resolution" in type(error).__name__.lower():
@@ -161,12 +182,12 @@ def _explain(error: Exception) -> str:
     return f"{key}: {line}" if key else line
 
 
-def _no_such_option(group: str, option: str) -> str:
+def _no_such_option(group: str, option: str) -> ConfigError:
     root = config_dir() / group
     options = [str(f.relative_to(root).with_suffix("")) for f in sorted(root.rglob("*.yaml"))]
     near = difflib.get_close_matches(option, options, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(o for o in options if '/' not in o)}"
-    return f"{group}={option}: no such {group} configuration; {hint}"
+    return ConfigError(f"{group}={option}: no such {group} configuration; {hint}")
 
 
 def _first_line(error: Exception) -> str:

@@ -168,7 +168,7 @@ def check(cfg: Mapping[str, Any], foreign: Iterable[str] = ()) -> dict[str, Any]
     """
     for key in cfg:
         if key not in TOP:
-            raise unknown(key, TOP)
+            raise unknown(key, [*TOP, "paper"])
     cfg = {**{key: {} for key in ("model", "objective", "data", "optim", "schedule", "evaluation")}, **cfg}
     trainer = section("trainer", cfg.get("trainer"), TRAINER, required=TRAINER)
     if cfg.get("name") is None and not cfg["model"]:
@@ -208,6 +208,10 @@ def named(name: str, values: Any, choices: Mapping[str, Mapping[str, Key]], requ
     if not isinstance(values, Mapping):
         raise ConfigError(f"{name} must be a map of keys, not {values!r}")
     chosen = choice.read(f"{name}.name", values.get("name"))
+    others = {key for keys in choices.values() for key in keys} - {"name", *choices[chosen]}
+    if foreign := [key for key in values if key in others]:
+        remedy = " ".join(f"~{name}.{key}" for key in foreign)
+        raise ConfigError(f"{name}.{foreign[0]} does not go with {name}.name={chosen}; this leaves it out: {remedy}")
     return section(name, values, {"name": choice, **choices[chosen]}, ("name", *required.get(chosen, ())))
 
 
@@ -332,6 +336,8 @@ def _check_shares(cfg: dict[str, Any]) -> None:
     ranks, accumulate = int(os.environ.get("WORLD_SIZE", 1)), cfg["trainer"]["accumulate"]
     if ranks > 1 and cfg["trainer"]["parallel"] == "none":
         raise ConfigError(f"trainer.parallel=none cannot use {ranks} ranks: choose ddp or fsdp")
+    if ranks > 1 and cfg["trainer"]["parallel"] == "fsdp" and cfg["trainer"]["precision"] == "fp16":
+        raise ConfigError("trainer.precision=fp16 scales gradients, which trainer.parallel=fsdp does not support: choose bf16 or ddp")
     if cfg["data"]["batch_size"] % (ranks * accumulate):
         size = cfg["data"]["batch_size"]
         raise ConfigError(f"data.batch_size {size} does not divide into {ranks} ranks x trainer.accumulate {accumulate} micro-batches")

@@ -365,7 +365,7 @@ def test_wrong_shapes_and_options_are_refused_in_a_sentence():
         r"reset must be one value for each of the 3 sequences, not of shape \(2,\)": lambda: train(reset=batch["reset"][:2]),
         r"reduction must be token or sequence, not 'mean'": lambda: LanguageModel(model, "mean"),
         r"unit must be token, char or word, not 'byte'": lambda: LanguageModel(model, unit="byte"),
-        r"temperature must be above 0, not 0": lambda: objective.sample(1, generator, temperature=0),
+        r"temperature must be above 0 and length at least 1, not 0 and 100": lambda: objective.sample(1, generator, temperature=0),
         r"prompt must be \(P,\) or \(2, P\) with P at least 1, not \(3, 4\)": lambda: objective.sample(2, generator, prompt=long),
         r"inputs must be \(batch, time, 2\), not \(4, 5, 3\)": lambda: lstm.adding_1997()(torch.zeros(4, 5, 3)),
         r"inputs must be \(batch, time, 2\), not \(5, 2\)": lambda: lstm.adding_lstm()(torch.zeros(5, 2)),

@@ -31,17 +31,19 @@ def stream(split: Split, plan: Plan, start: int, part: slice, device: torch.devi
 
 
 def sweep(
-    split: Split, batch_size: int, device: torch.device, rank: int = 0, ranks: int = 1, timeout: float = TIMEOUT
-) -> Iterator[tuple[int, int, Batch]]:
+    split: Split, batch_size: int, device: torch.device, rank: int = 0, ranks: int = 1, timeout: float = TIMEOUT, even: bool = False
+) -> Iterator[tuple[int | None, int, Batch]]:
     """All batches of an evaluation as (sequence, step, batch); recurrent state starts afresh at step 0 of each sequence.
 
     The ranks share the sequences; every item is seen once. Nothing is padded and ranks may get unequal numbers of batches, so there
-    must be no collective call inside the loop.
+    must be no collective call inside the loop, unless `even`: then a rank that is short of a sequence repeats the first one as number None.
     """
-    places, addresses = [], []
-    for number, sequence in list(enumerate(split.sweeps(batch_size)))[rank::ranks]:
-        places += [(number, step) for step in range(len(sequence))]
-        addresses += sequence
+    sequences = list(enumerate(split.sweeps(batch_size)))
+    mine: list[tuple[int | None, list[Address]]] = list(sequences[rank::ranks])
+    if even and len(mine) < len(sequences[::ranks]):
+        mine.append((None, sequences[0][1]))
+    places = [(number, step) for number, sequence in mine for step in range(len(sequence))]
+    addresses = [address for _, sequence in mine for address in sequence]
     return ((*place, batch) for place, batch in zip(places, batches(split, addresses, device, timeout)))
 
 

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -30,7 +31,7 @@ def adding(seed: int = 0, form: Literal["modern", "1997"] = "modern", length: in
     draw = {"modern": modern, "1997": original}[choice("data.form", form, ("modern", "1997"))]
     whole("data.length", length, 20)
     return Data(
-        train=Adding(draw, length, seed, TRAIN, sys.maxsize),
+        train=Adding(draw, length, seed, TRAIN, sys.maxsize),  # as good as endless
         valid=Adding(draw, length, 0, VALID, whole("data.valid", valid, 1)),
         test=Adding(draw, length, 0, TEST, whole("data.test", test, 1)),
         facts={},
@@ -42,7 +43,7 @@ class Adding:
 
     workers = 0
 
-    def __init__(self, draw, length: int, seed: int, split: int, items: int):
+    def __init__(self, draw: Callable[..., tuple[Tensor, Tensor, Tensor]], length: int, seed: int, split: int, items: int):
         self.draw, self.length, self.seed, self.split, self.items = draw, length, seed, split, items
         self.device = torch.device("cpu")
 

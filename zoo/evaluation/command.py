@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from zoo import config, schema
+from zoo.data.loader import sweep
 from zoo.errors import ConfigError
 from zoo.evaluation import pictures
 from zoo.evaluation.statistics import evaluate, extra_metrics, frozen
@@ -218,11 +219,11 @@ def _pictures(trained: Trained, world: World, folder: Path, split: str) -> list[
     generator = torch.Generator(world.device).manual_seed(mixed(cfg["seed"], -3))
     with frozen(objective, cfg["trainer"]["precision"], world.device):
         if hasattr(objective, "predict"):
-            made.append(_confusion(trained, split, target))
+            made.append(_confusion(trained, split, target, world.device))
         if hasattr(objective, "sample"):
             made.append(_samples(trained, generator, target))
         if hasattr(objective, "pictures"):
-            drawn = objective.pictures(_first_batch(trained, split), generator)
+            drawn = objective.pictures(_first_batch(trained, split, world.device), generator)
             made += [pictures.save_picture(picture, target / f"{name}.png") for name, picture in drawn.items()]
     return made
 
@@ -236,20 +237,18 @@ def _samples(trained: Trained, generator: torch.Generator, target: Path) -> Path
     return target / "samples.txt"
 
 
-def _confusion(trained: Trained, split: str, target: Path) -> Path:
+def _confusion(trained: Trained, split: str, target: Path, device: torch.device) -> Path:
     data, truth, guesses = getattr(trained.data, split), [], []
-    for sequence in data.sweeps(trained.cfg["data"]["batch_size"]):
-        for address in sequence:
-            batch = data.fetch(address)
-            truth.append(batch["label"])
-            guesses.append(trained.objective.predict(batch))
+    for _, _, batch in sweep(data, trained.cfg["data"]["batch_size"], device):
+        truth.append(batch["label"])
+        guesses.append(trained.objective.predict(batch))
     names = trained.data.classes or [str(i) for i in range(trained.data.facts["num_classes"])]
     return pictures.confusion(torch.cat(truth).tolist(), torch.cat(guesses).tolist(), names, target / "confusion.png")
 
 
-def _first_batch(trained: Trained, split: str) -> dict[str, torch.Tensor]:
+def _first_batch(trained: Trained, split: str, device: torch.device) -> dict[str, torch.Tensor]:
     data = getattr(trained.data, split)
-    return data.fetch(data.sweeps(min(trained.cfg["data"]["batch_size"], 64))[0][0])
+    return next(batch for _, _, batch in sweep(data, min(trained.cfg["data"]["batch_size"], 64), device))
 
 
 def _sample_arguments(objective: Any, extra: Mapping[str, str], text: str | None, data: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.data.loader import sweep
 from zoo.training.build import call
 from zoo.training.distributed import World
 from zoo.training.precision import autocast
@@ -16,39 +17,33 @@ from zoo.training.seeds import mixed
 def evaluate(objective: nn.Module, split: Any, batch_size: int, world: World, seed: int, precision: str) -> dict[str, float]:
     """The objective's own metrics on a whole split, every item counted once.
 
-    Ranks take whole sequences of batches and meet only at the end. Noise is drawn from (seed, sequence, batch), so it does not
-    depend on the ranks either.
+    Ranks take whole sequences of batches and meet only at the end, or, where parameters are sharded, in every forward pass: a rank
+    that is short of a sequence then repeats one and forgets the result.
     """
-    sequences = split.sweeps(batch_size)
     totals: dict[str, Tensor] = {}
     with frozen(objective, precision, world.device):
-        for round_ in range(-(-len(sequences) // world.size)):
-            number = round_ * world.size + world.rank
-            spare = number >= len(sequences)
-            if spare and world.parallel != "fsdp":
-                continue
-            # Sharded parameters are gathered by all ranks together: a rank without work repeats a sequence and forgets the result.
-            for name, value in _sequence(objective, split, sequences[0 if spare else number], 0 if spare else number, seed):
-                totals[name] = totals.get(name, 0.0) + (torch.zeros_like(value) if spare else value)
+        for counts, statistics in _statistics(objective, split, batch_size, world, seed):
+            for name, value in statistics.items():
+                totals[name] = totals.get(name, 0.0) + value * counts
     names = sorted({name for names in world.gather(list(totals)) for name in names})
     zero = torch.zeros((), dtype=torch.float64, device=world.device)
     summed = world.sum(torch.stack([totals.get(name, zero).to(zero) for name in names]))
     return objective.summarise(dict(zip(names, summed.tolist())))
 
 
-def _sequence(objective: nn.Module, split: Any, addresses: list, number: int, seed: int) -> Iterator[tuple[str, Tensor]]:
-    generator = torch.Generator(next(objective.parameters()).device)
-    carry = None
-    for i, address in enumerate(addresses):
-        batch = split.fetch(address)
+def _statistics(objective: nn.Module, split: Any, batch_size: int, world: World, seed: int) -> Iterator[tuple[bool, dict[str, Tensor]]]:
+    """Whether it counts, and the statistics of each batch. Noise is drawn from (seed, sequence, step): the ranks don't matter."""
+    generator = torch.Generator(world.device)
+    recurrent, noisy, carry = hasattr(objective, "initial_carry"), hasattr(objective, "draw"), None
+    for number, step, batch in sweep(split, batch_size, world.device, world.rank, world.size, even=world.parallel == "fsdp"):
         items = len(next(iter(batch.values())))
-        if hasattr(objective, "draw"):
-            batch |= objective.draw(items, generator.manual_seed(mixed(seed, -1, number, i)))
-        if hasattr(objective, "initial_carry"):
-            statistics, carry = objective.evaluate(batch, carry if carry is not None else objective.initial_carry(items))
+        if noisy:
+            batch |= objective.draw(items, generator.manual_seed(mixed(seed, -1, number or 0, step)))
+        if recurrent:
+            statistics, carry = objective.evaluate(batch, objective.initial_carry(items) if step == 0 else carry)
         else:
             statistics = objective.evaluate(batch)
-        yield from statistics.items()
+        yield number is not None, statistics
 
 
 def extra_metrics(section: Mapping[str, Any], objective: nn.Module, data: Any, seed: int, precision: str) -> dict[str, float]:

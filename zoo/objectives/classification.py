@@ -26,6 +26,9 @@ class Classification(nn.Module):
         loss = F.cross_entropy(logits, label, reduction="sum", label_smoothing=self.label_smoothing)
         return {"loss": loss}, {"accuracy": (logits.detach().argmax(-1) == label).sum()}
 
+    def predict(self, batch: dict[str, Tensor]) -> Tensor:  # -> (B,) int64, the likeliest classes
+        return self.model(batch["image"]).argmax(-1)
+
     def evaluate(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sums over the items: correct, correct5 (label among the 5 largest logits; only with more than 5 classes), nll in nats, items."""
         logits, label = self.model(batch["image"]).double(), batch["label"]

@@ -85,8 +85,8 @@ class LanguageModel(nn.Module):
             temperature: divides the logits; above 0.
             prompt: token ids, (P,) for all or (n, P); not part of the result. Without one the text goes on from a token 0 alone.
         """
-        if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, not {temperature}")
+        if temperature <= 0 or length < 1:
+            raise ValueError(f"temperature must be above 0 and length at least 1, not {temperature} and {length}")
         context = torch.zeros(1, dtype=torch.long) if prompt is None else prompt
         if context.ndim not in (1, 2) or context.shape[-1] == 0 or (context.ndim == 2 and len(context) != n):
             raise ValueError(f"prompt must be (P,) or ({n}, P) with P at least 1, not {tuple(context.shape)}")

@@ -1,5 +1,6 @@
 """Where numbers go: a line on the screen, metrics.jsonl and metrics.csv always, TensorBoard or Weights & Biases where chosen."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -92,9 +93,13 @@ class WandB:
         self.run.log({k: v for k, v in record.items() if v is not None}, step=record["step"])
 
     def close(self) -> None:
-        last = threading.Thread(target=self.run.finish, daemon=True)  # an upload that hangs must not keep the run alive
+        last = threading.Thread(target=self._finish, daemon=True)  # an upload that hangs must not keep the run alive
         last.start()
         last.join(timeout=10)
+
+    def _finish(self) -> None:
+        with contextlib.suppress(Exception):
+            self.run.finish()
 
 
 class Progress:

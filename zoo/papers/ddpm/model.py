@@ -101,7 +101,7 @@ class UpLevel(nn.Module):
         self.upsample = None if last else Upsample(c_out)
 
     def forward(self, x: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
-        """`skips`: one map a block, the last one first in use."""
+        """`skips`: one map a block; the first block takes the last."""
         for block, attention, skip in zip(self.blocks, self.attentions, reversed(skips)):
             x = attention(block(torch.cat([x, skip], 1), temb))
         return x if self.upsample is None else self.upsample(x)

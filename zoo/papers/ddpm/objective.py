@@ -226,7 +226,7 @@ class Diffusion(nn.Module):
         """Progressive generation (figure 6): for each of four samples a row of x_t and one of x0_hat; t falls from left to right."""
         shown = {round(i * (self.steps - 1) / 11) for i in range(12)}
         columns = [torch.stack([x_t, x0_hat], 1) for t, x_t, x0_hat in self.trajectory(4, generator) if t in shown]
-        tiles = F.pad(torch.stack(columns), (0, 1, 0, 1), value=1.0)
+        tiles = F.pad(torch.stack(columns), (0, 1, 0, 1))
         strip = rearrange(tiles, "column item row C H W -> (item row H) (column W) C")
         strip = ((strip + 1) * 127.5).round().clamp(0, 255).byte().cpu().expand(-1, -1, 3)
         scale = max(1, 32 // self.model.image_size)

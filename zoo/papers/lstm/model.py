@@ -23,12 +23,17 @@ def centred_h(x: Tensor) -> Tensor:
     return 2 * torch.sigmoid(x) - 1
 
 
+def per_cell(gate: Tensor, block_size: int) -> Tensor:  # (B, blocks) -> (B, cells)
+    """All cells of a block share its gate."""
+    return gate.repeat_interleave(block_size, dim=-1)
+
+
 class Cell1997(nn.Module):
     """One step of a hidden layer of memory blocks, without a forget gate (1997, section 4):
 
-    z(t) = [x(t), y(t-1)]                          y: all cells and, with `gate_feedback`, all gates
-    y_in(t) = σ(W_in z(t)),  y_out(t) = σ(W_out z(t))       one of each a block, shared by its cells
-    s_c(t) = s_c(t-1) + y_in(t) g(W_c z(t)),  s_c(0) = 0    the constant error carousel: its self-weight is 1
+    z(t) = [x(t), y(t-1)]                                    y: all cells and, with `gate_feedback`, all gates
+    y_in(t) = σ(W_in z(t)),  y_out(t) = σ(W_out z(t))        one of each a block, shared by its cells
+    s_c(t) = s_c(t-1) + y_in(t) g(W_c z(t)),  s_c(0) = 0     the constant error carousel: its self-weight is 1
     y_c(t) = y_out(t) h(s_c(t))
 
     Args:
@@ -49,19 +54,16 @@ class Cell1997(nn.Module):
         self.cell_input = nn.Linear(inputs + self.hidden, self.cells, bias=cell_bias)
 
     def initial_carry(self, batch_size: int) -> Carry:
-        weight = self.cell_input.weight
-        like = {"dtype": weight.dtype, "device": weight.device}
-        return {"y": torch.zeros(batch_size, self.hidden, **like), "s": torch.zeros(batch_size, self.cells, **like)}
-
-    def per_cell(self, gate: Tensor) -> Tensor:  # (B, blocks) -> (B, cells)
-        return gate.repeat_interleave(self.block_size, dim=-1)
+        weight, sizes = self.cell_input.weight, {"y": self.hidden, "s": self.cells}
+        return {name: torch.zeros(batch_size, size, dtype=weight.dtype, device=weight.device) for name, size in sizes.items()}
 
     def forward(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:  # (B, I) -> (B, cells)
         y_before = carry["y"].detach() if self.truncated else carry["y"]
         z = torch.cat([x, y_before], dim=-1)
+        # Departure: x acts at time t, as in 2000. In 1997 each connection takes a step, input to cell included, which renumbers time.
         y_in, y_out = torch.sigmoid(self.input_gate(z)), torch.sigmoid(self.output_gate(z))
-        s = carry["s"] + self.per_cell(y_in) * centred_g(self.cell_input(z))
-        y_c = self.per_cell(y_out) * centred_h(s)
+        s = carry["s"] + per_cell(y_in, self.block_size) * centred_g(self.cell_input(z))
+        y_c = per_cell(y_out, self.block_size) * centred_h(s)
         y = torch.cat([y_c, y_in, y_out], dim=-1) if self.gate_feedback else y_c
         return y_c, {"y": y, "s": s}
 
@@ -91,18 +93,14 @@ class ForgetGateCell(nn.Module):
 
     def initial_carry(self, batch_size: int) -> Carry:
         weight = self.cell_input.weight
-        zeros = torch.zeros(batch_size, self.cells, dtype=weight.dtype, device=weight.device)
-        return {"y": zeros, "s": zeros}
-
-    def per_cell(self, gate: Tensor) -> Tensor:  # (B, blocks) -> (B, cells)
-        return gate.repeat_interleave(self.block_size, dim=-1)
+        return {name: torch.zeros(batch_size, self.cells, dtype=weight.dtype, device=weight.device) for name in ("y", "s")}
 
     def forward(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:  # (B, I) -> (B, cells)
         y_before = carry["y"].detach() if self.truncated else carry["y"]
         z = torch.cat([x, y_before], dim=-1)
         y_in, y_forget, y_out = (torch.sigmoid(gate(z)) for gate in (self.input_gate, self.forget_gate, self.output_gate))
-        s = self.per_cell(y_forget) * carry["s"] + self.per_cell(y_in) * self.g(self.cell_input(z))
-        y_c = self.per_cell(y_out) * self.h(s)
+        s = per_cell(y_forget, self.block_size) * carry["s"] + per_cell(y_in, self.block_size) * self.g(self.cell_input(z))
+        y_c = per_cell(y_out, self.block_size) * self.h(s)
         return y_c, {"y": y_c, "s": s}
 
 
@@ -113,6 +111,9 @@ class BlockNetwork(nn.Module):
         cell: the hidden layer.
         init_range: weights and biases start in U[-init_range, init_range] ...
         gate_biases: ... except these, one value a block: {"input_gate": (-3.0, -6.0)}.
+
+    Raises:
+        ValueError: if the inputs are not (B, T, I).
     """
 
     def __init__(self, cell: Cell1997 | ForgetGateCell, outputs: int, output_bias: bool = True, shortcut: bool = False,
@@ -159,6 +160,9 @@ class Regressor(nn.Module):
 
     Args:
         forget_bias: start of the LSTM's forget gates (Jozefowicz et al. 2015 advise 1); other biases start at zero, weights as in torch.
+
+    Raises:
+        ValueError: if the inputs are not (B, T, I).
     """
 
     def __init__(self, recurrent: nn.LSTM | nn.RNN, outputs: int = 1, forget_bias: float = 1.0):
@@ -174,6 +178,7 @@ class Regressor(nn.Module):
             if name.startswith("bias_ih"):
                 parameter.zero_()
                 if isinstance(self.recurrent, nn.LSTM):
+                    # Departure: neither the 1997 nor the 2000 paper starts forget gates at 1.
                     parameter.chunk(4)[1].fill_(forget_bias)  # torch's order: input, forget, cell, output
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | Tensor]:  # (B, T, I) -> (B, T, K), torch's state
@@ -186,14 +191,17 @@ class Regressor(nn.Module):
 class LstmLanguageModel(nn.Module):
     """Zaremba et al., section 3: L layers of LSTM cells with dropout D on the connections between layers, never on those through time.
 
-    i, f, o = σ(W [D(h^{l-1}(t)), h^l(t-1)] + b),  g = tanh(W_g [...] + b_g)
-    c^l(t) = f c^l(t-1) + i g,  h^l(t) = o tanh(c^l(t))            h^0(t): embedding of token t
-    logits(t) = V D(h^L(t)) + b_V                                  not tied to the embedding
+    i, f, o = σ(W [D(h^{l-1}(t)), h^l(t-1)] + b),  g = tanh(W_g [D(h^{l-1}(t)), h^l(t-1)] + b_g)
+    c^l(t) = f c^l(t-1) + i g,  h^l(t) = o tanh(c^l(t))              h^0(t): embedding of token t
+    logits(t) = W_y D(h^L(t)) + b_y                                  W_y is not tied to the embedding
 
     Args:
         hidden: width of the embedding and of every layer.
         dropout: probability of dropping an activation.
         init_range: every weight and bias starts in U[-init_range, init_range].
+
+    Raises:
+        ValueError: if tokens are not (B, T), or the carry belongs to another batch or model.
     """
 
     def __init__(self, vocab_size: int, hidden: int, layers: int = 2, dropout: float = 0.0, init_range: float = 0.1):
@@ -210,10 +218,9 @@ class LstmLanguageModel(nn.Module):
             nn.init.uniform_(parameter, -init_range, init_range)
 
     def initial_carry(self, batch_size: int) -> Carry:
-        """{"h": zeros (B, L, H), "c": the same}."""
-        weight = self.decoder.weight
-        zeros = torch.zeros(batch_size, self.lstm.num_layers, self.lstm.hidden_size, dtype=weight.dtype, device=weight.device)
-        return {"h": zeros, "c": zeros}
+        """Zeros: {"h": (B, L, H), "c": (B, L, H)}."""
+        weight, shape = self.decoder.weight, (batch_size, self.lstm.num_layers, self.lstm.hidden_size)
+        return {name: torch.zeros(shape, dtype=weight.dtype, device=weight.device) for name in ("h", "c")}
 
     def forward_features(self, tokens: Tensor, carry: Carry | None = None) -> tuple[Tensor, Carry]:  # (B, T) -> (B, T, H)
         if tokens.ndim != 2:
@@ -238,7 +245,7 @@ def modern_cell(inputs: int, hidden: int) -> ForgetGateCell:
     return ForgetGateCell(inputs, hidden, cell_bias=True, truncated=False, g=torch.tanh, h=torch.tanh)
 
 
-# 1997, tables 1 to 9: the topologies by their number of weights.
+# The nets of 1997's experiments and of 2000; numbers of weights as printed in their tables.
 def reber_4x1(truncated: bool = True) -> BlockNetwork:
     """Embedded Reber grammar (experiment 1), 4 blocks of 1 cell: 264 weights."""
     cell = Cell1997(7, blocks=4, block_size=1, cell_bias=False, truncated=truncated)
@@ -259,6 +266,7 @@ def adding_1997(truncated: bool = True) -> BlockNetwork:
 
 def temporal_order_6a(truncated: bool = True) -> BlockNetwork:
     """Temporal order of two symbols (experiment 6a): 156 weights."""
+    # Departure: here and in 6b no gate gets a bias of its own to start with.
     return BlockNetwork(Cell1997(8, blocks=2, block_size=2, truncated=truncated), outputs=4)
 
 
@@ -285,7 +293,7 @@ def adding_rnn(hidden: int = 64) -> Regressor:
     return Regressor(nn.RNN(2, hidden, batch_first=True))
 
 
-# Zaremba et al., section 4.1; trainable parameters at 10,000 words: 4,651,600, 19,775,200, 66,022,000.
+# Zaremba et al., section 4.1. Parameters at 10,000 words: 4,651,600, 19,775,200, 66,022,000.
 def zaremba_small(vocab_size: int = 10_000, dropout: float = 0.0) -> LstmLanguageModel:
     """Non-regularised LSTM: U[-0.1, 0.1]."""
     return LstmLanguageModel(vocab_size, hidden=200, dropout=dropout, init_range=0.1)

@@ -1,0 +1,236 @@
+"""The parts of the trainer against closed forms: schedules, averages, decay groups, loggers, waits for the device."""
+
+import json
+import math
+import sys
+import types
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.toys import TOYS, toy
+from zoo.data.loader import stream
+from zoo.schema import check_optim, check_schedule
+from zoo.training.distributed import World
+from zoo.training.ema import Average
+from zoo.training.logging import Tracker
+from zoo.training.loop import Trainer, run
+from zoo.training.optim import build_optimizer
+from zoo.training.schedule import Schedule
+
+
+def schedule(section: dict, lr: float = 1.0, updates: int = 100, per_epoch: float = 10) -> Schedule:
+    return Schedule(check_schedule(section), lr, updates, per_epoch)
+
+
+@pytest.mark.parametrize("section, expected", [
+    ({"name": "constant"}, {0: 1.0, 99: 1.0}),
+    ({"name": "step", "every": 10, "gamma": 0.5}, {9: 1.0, 10: 0.5, 25: 0.25}),
+    ({"name": "multistep", "milestones": [32, 48], "gamma": 0.1}, {31: 1.0, 32: 0.1, 47: 0.1, 48: 0.01}),
+    ({"name": "exponential", "gamma": 0.9, "floor": 0.5}, {1: 0.9, 2: 0.81, 50: 0.5}),
+    ({"name": "cosine"}, {0: 1.0, 50: 0.5, 100: 0.0}),
+    ({"name": "cosine", "floor": 0.2}, {50: 0.6, 100: 0.2}),
+    ({"name": "linear"}, {0: 1.0, 25: 0.75, 100: 0.0}),
+    ({"name": "linear", "warmup": 4}, {0: 0.25, 3: 1.0, 4: 1.0, 52: 0.5, 100: 0.0}),
+    ({"name": "constant", "warmup": 10, "warmup_start": 0.1, "warmup_shape": "constant"}, {0: 0.1, 9: 0.1, 10: 1.0}),
+    ({"name": "inverse_sqrt", "d_model": 512, "warmup": 40}, {0: 512**-0.5 * 40**-1.5, 39: 512**-0.5 * 40**-0.5, 159: 512**-0.5 * 160**-0.5}),
+    ({"name": "epoch_decay", "after": 4, "gamma": 0.5}, {39: 1.0, 40: 0.5, 49: 0.5, 50: 0.25}),
+])  # fmt: skip
+def test_schedules_follow_their_formulas(section, expected):
+    found = schedule(section)
+    for update, value in expected.items():
+        assert found.lr(update) == pytest.approx(value, rel=1e-12, abs=1e-15), update
+
+
+def test_noam_equals_the_papers_equation():
+    found = schedule({"name": "inverse_sqrt", "d_model": 512, "warmup": 4000})
+    for step in (1, 1000, 4000, 100_000):
+        assert found.lr(step - 1) == pytest.approx(512**-0.5 * min(step**-0.5, step * 4000**-1.5), rel=1e-12)
+
+
+def test_plateau_waits_and_falls():
+    found = schedule({"name": "plateau", "factor": 0.1, "patience": 2, "min_lr": 0.005})
+    rates = []
+    for metric in (1.0, 0.9, 0.9, 2.0, 1.0, 1.0, 1.0, 1.0):
+        found.observe(metric)
+        rates.append(found.lr(0))
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.005])
+
+
+def test_momentum_ramp():
+    found = schedule({"name": "constant", "momentum": {"start": 0.5, "end": 0.7, "updates": 250}})
+    assert [found.momentum(u) for u in (0, 125, 250, 1000)] == pytest.approx([0.5, 0.6, 0.7, 0.7])
+
+
+def test_weight_decay_spares_vectors_where_asked():
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+    for decay, spared in (("all", 0), ("matrices", 3)):
+        optimizer = build_optimizer(check_optim({"name": "adamw", "lr": 0.1, "weight_decay": 0.5, "decay": decay}), list(network.parameters()))
+        assert sum(len(g["params"]) for g in optimizer.param_groups if g["weight_decay"] == 0) == spared
+        assert sum(len(g["params"]) for g in optimizer.param_groups) == 4
+
+
+def test_adamw_without_a_word_does_not_decay():
+    network = torch.nn.Linear(1, 1)
+    assert build_optimizer(check_optim({"name": "adamw", "lr": 0.1}), list(network.parameters())).param_groups[0]["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("section, theirs", [
+    ({"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}, torch.optim.SGD),
+    ({"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True}, torch.optim.SGD),
+    ({"name": "adam", "lr": 0.1, "betas": [0.5, 0.9], "weight_decay": 0.01}, torch.optim.Adam),
+    ({"name": "adamw", "lr": 0.1, "weight_decay": 0.1, "eps": 1e-6}, torch.optim.AdamW),
+])  # fmt: skip
+def test_fused_optimizers_equal_torchs_plain_ones(section, theirs):
+    ours, other = torch.nn.Linear(3, 2).double(), torch.nn.Linear(3, 2).double()
+    other.load_state_dict(ours.state_dict())
+    read = check_optim(section)
+    a = build_optimizer(read, list(ours.parameters()))
+    b = theirs(other.parameters(), foreach=False, **{k: v for k, v in read.items() if k != "name"})
+    for _ in range(10):
+        x = torch.randn(4, 3, dtype=torch.double)
+        for network, optimizer in ((ours, a), (other, b)):
+            optimizer.zero_grad()
+            network(x).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, other.weight, rtol=1e-12, atol=1e-12)
+
+
+def test_the_average_equals_its_closed_form_and_copies_buffers():
+    network = torch.nn.BatchNorm1d(1).double()
+    average = Average(network, 0.9)
+    average.follow(network)
+    expected, zero = 1.0, torch.zeros(())
+    for step in range(100):
+        with torch.no_grad():
+            network.weight.fill_(step)
+        network.running_mean.fill_(step)
+        average.update(zero)
+        expected = 0.9 * expected + 0.1 * step
+    assert average.objective.weight.item() == pytest.approx(expected, rel=1e-12)
+    assert average.objective.running_mean.item() == 99
+    average.update(torch.ones(()))  # a skipped step
+    assert average.objective.weight.item() == pytest.approx(expected, rel=1e-12)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that ask the device for a value."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_a_step_asks_the_device_for_nothing(name, tmp_path, monkeypatch):
+    """But for the average, which on a CPU asks whether the step was skipped (a GPU is not asked)."""
+    cfg = toy(name, tmp_path, "trainer.clip=1.0")
+    tmp_path.mkdir(exist_ok=True)
+    trainer = Trainer(cfg, World(0, 1, torch.device("cpu"), "none"))
+    trainer.batches = stream(trainer.data.train, trainer.plan, 0, trainer.share, trainer.world.device)
+    trainer.iteration()
+    steps = [p for group in trainer.players.values() for p in group.optimizer.state.values()]
+    assert steps
+    plan = trainer.plan.batch
+    addresses = {i: plan(i) for i in range(10)}  # drawing the order happens on the host anyway
+    monkeypatch.setattr(trainer.plan, "batch", addresses.__getitem__)
+    with Waits() as waits:
+        trainer.iteration()
+    trainer.close()
+    assert waits.count == 0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_learns(precision, tmp_path):
+    keys = [f"trainer.precision={precision}", "trainer.steps=60", "trainer.eval_every=null", "trainer.log_every=10", "optim.lr=0.01"]
+    assert run(toy("classifier", tmp_path / "run", *keys)) == 0
+    losses = [r["loss"] for r in map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines()) if "lr" in r]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_compiled_networks_keep_clean_names(tmp_path):
+    from safetensors.torch import load_file
+
+    monkey = toy("classifier", tmp_path / "run", "trainer.steps=0")
+    assert run(monkey) == 0
+    names = load_file(tmp_path / "run/model.safetensors")
+    assert list(names) == ["layers.1.bias", "layers.1.weight", "layers.4.bias", "layers.4.weight"]
+
+
+def test_training_starts_from_weights_and_skips_what_it_is_told(tmp_path):
+    from safetensors.torch import load_file
+
+    from zoo.errors import ConfigError
+
+    run(toy("classifier", tmp_path / "first"))
+    first = load_file(tmp_path / "first/model.safetensors")
+    run(toy("classifier", tmp_path / "same", f"init={tmp_path / 'first'}", "trainer.steps=0"))
+    assert all(torch.equal(v, first[k]) for k, v in load_file(tmp_path / "same/model.safetensors").items())
+    run(toy("classifier", tmp_path / "part", f"init={tmp_path / 'first/model.safetensors'}", "init_skip=[layers.4.*]", "trainer.steps=0"))
+    part = load_file(tmp_path / "part/model.safetensors")
+    assert torch.equal(part["layers.1.weight"], first["layers.1.weight"]) and not torch.equal(part["layers.4.weight"], first["layers.4.weight"])
+    with pytest.raises(ConfigError, match=r"'layers.1.weight' has shape \(16, 64\) .* but \(8, 64\)"):
+        run(toy("classifier", tmp_path / "other", f"init={tmp_path / 'first'}", "model.hidden=8"))
+
+
+@pytest.mark.parametrize("broken", ["init", "log", "finish"])
+def test_weights_and_biases_never_stops_a_run(broken, tmp_path, monkeypatch, capsys):
+    """A server that cannot be reached, that dies, or that never lets go: one warning, complete files, the same weights."""
+    fake = types.ModuleType("wandb")
+
+    class Run:
+        def log(self, *args, **kwargs):
+            if broken == "log":
+                raise ConnectionError("gone")
+
+        def finish(self):
+            if broken == "finish":
+                raise ConnectionError("gone")
+
+    def init(mode=None, **kwargs):
+        if broken == "init":
+            raise TimeoutError("no server")
+        return Run()
+
+    fake.init, fake.Settings = init, lambda **kwargs: kwargs
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    assert run(toy("classifier", tmp_path / "with", "logger=wandb")) == 0
+    assert run(toy("classifier", tmp_path / "without")) == 0
+    assert (tmp_path / "with/model.safetensors").read_bytes() == (tmp_path / "without/model.safetensors").read_bytes()
+    records = [json.loads(line) for line in (tmp_path / "with/metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if "lr" in r] == [1, 2, 3, 4, 5, 6]
+    if broken != "finish":
+        assert "warning" in capsys.readouterr().err
+
+
+def test_metrics_hold_no_nan(tmp_path):
+    tracker = Tracker(tmp_path, {"name": "csv"}, {}, 0)
+    tracker.write({"step": 1, "loss": math.nan})
+    tracker.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": None}
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,loss", "1,"]
+
+
+def test_an_evaluation_does_not_disturb_the_training(tmp_path):
+    for every in ("1", "null"):
+        run(toy("diffusion", tmp_path / every, f"trainer.eval_every={every}", "model.dropout=0.5"))
+    assert (tmp_path / "1/model.safetensors").read_bytes() == (tmp_path / "null/model.safetensors").read_bytes()
+
+
+def test_a_fault_in_the_facts_is_named(tmp_path):
+    from zoo.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"data.num_classes is 11 in the configuration, but the data set has 10: set data.num_classes=10"):
+        run(toy("classifier", tmp_path / "run", "data.num_classes=11"))
+
+
+def test_a_model_that_refuses_its_arguments_is_named(tmp_path):
+    from zoo.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="model: image_size 9 is not a multiple of 2"):
+        run(toy("diffusion", tmp_path / "run", "model.image_size=9"))
