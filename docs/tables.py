@@ -11,10 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from omegaconf import OmegaConf  # noqa: E402
-
 from zoo.catalog import PAPERS  # noqa: E402
-from zoo.config import config_dir, paper_configs  # noqa: E402
+from zoo.config import compose, paper_configs  # noqa: E402
 
 
 def papers_table() -> str:
@@ -41,11 +39,10 @@ def results_table(names: list[str]) -> str:
     """The paper's number and ours, a row a configuration; rows that nobody ran say so."""
     rows = ["| configuration | metric | paper | here | seeds | steps | hardware |", "|---|---|---|---|---|---|---|"]
     for name in names:
-        cfg = OmegaConf.load(config_dir() / "paper" / f"{name}.yaml")
-        runs = recorded().get(cfg.get("name") or name, [])
-        expect = cfg.get("expect") or {}
+        cfg = compose([f"paper={name}"])
+        runs, expect = recorded().get(cfg["name"], []), cfg["expect"] or {}
         metrics = [expect["metric"]] if "metric" in expect else sorted({m for run in runs for m in run["metrics"] if m in SHOWN})
-        paper = f"{expect['paper']} ({expect['source']})" if expect else ""
+        paper = f"{expect['paper']:g} ({expect['source']})" if expect else ""
         if not runs:
             rows.append(f"| `{name}` | {expect.get('metric', '')} | {paper} | not yet run | | | |")
         for metric in metrics if runs else []:
@@ -71,7 +68,7 @@ def replaced(text: str, name: str, table: str) -> str:
 
 def main() -> None:
     names = list(paper_configs())
-    run = [name for name in names if (OmegaConf.load(config_dir() / "paper" / f"{name}.yaml").get("name") or name) in recorded()]
+    run = [name for name in names if (name if "/" in name else f"{name}/quick") in recorded()]
     readme = ROOT / "README.md"
     text = replaced(readme.read_text(), "papers", papers_table())
     readme.write_text(replaced(text, "results", results_table(run)))

@@ -1,6 +1,7 @@
 """The loop, top to bottom: build, resume, then step by step forward, backward, update, average, log, evaluate, save."""
 
 import contextlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -306,9 +307,10 @@ class Trainer:
     def _announce(self) -> None:
         micro = self.batch_size // (self.world.size * self.accumulate)
         count = sum(p.numel() for p in self.objective.parameters())
+        items = len(self.data.train)
         self.recorder.say(
             f"{self.cfg['name']}: {count:,} parameters on {self.world.device}, batch {self.batch_size} = {self.world.size} rank(s) x "
-            f"{self.accumulate} micro-batch(es) of {micro}, {self.options['precision']}, {len(self.data.train):,} training items"
+            f"{self.accumulate} micro-batch(es) of {micro}, {self.options['precision']}, {'endless' if items == sys.maxsize else f'{items:,}'} training items"
         )
         if self.world.first:
             write_environment(self.folder, self.cfg, self.world)
