@@ -75,8 +75,8 @@ def main() -> None:
     for key in PAPERS:
         card = ROOT / "zoo" / "papers" / key / "README.md"
         card.write_text(replaced(card.read_text(), "results", results_table([n for n in names if n.split("/")[0] == key])))
-    heading = "# Results\n\nGenerated from `results/` by `python docs/tables.py`; each file there holds command, configuration, commit and hardware.\n\n"
-    (ROOT / "docs" / "results.md").write_text(heading + results_table(names) + "\n")
+    heading = "# Results\n\nMade from `results/` by `python docs/tables.py`; each file there holds command, configuration, commit, hardware."
+    (ROOT / "docs" / "results.md").write_text(f"{heading}\n\n{results_table(names)}\n")
 
 
 if __name__ == "__main__":

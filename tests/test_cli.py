@@ -153,8 +153,8 @@ def test_foreign_code_runs_only_when_the_command_line_names_it(tmp_path):
 def test_train_evaluate_and_where_everything_is(tmp_path):
     """The whole way through the front door, in a run directory of its own."""
     folder = tmp_path / "run"
-    done = command("train", "paper=resnet", f"run_dir={folder}", "trainer.steps=4", "trainer.log_every=2", "model._target_=zoo.papers.resnet.CifarResNet",
-                   "model.depth=8", "model.width=4", "trainer.eval_every=2")  # fmt: skip
+    keys = ["trainer.steps=4", "trainer.log_every=2", "trainer.eval_every=2", "model.depth=8", "model.width=4"]
+    done = command("train", "paper=resnet", f"run_dir={folder}", *keys)
     assert done.returncode == 0, done.stderr
     assert f"evaluate run={folder}" in done.stdout.replace("evaluate.py", "evaluate") and "accuracy" in done.stdout
     for name in ("config.yaml", "environment.json", "metrics.jsonl", "metrics.csv", "model.safetensors", "pictures/curves.png"):

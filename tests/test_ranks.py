@@ -14,7 +14,7 @@ from zoo.training.checkpoint import load_checkpoint, steps
 from zoo.training.loop import run
 
 STEPS = 50
-LONG = [f"trainer.steps={STEPS}", "trainer.eval_every=25", f"trainer.save_every={STEPS}", "trainer.log_every=1", "trainer.clip=0.5", "trainer.ema=0.9"]
+LONG = [f"trainer.steps={STEPS}", f"trainer.save_every={STEPS}", "trainer.eval_every=25", "trainer.clip=0.5", "trainer.ema=0.9"]
 FP64 = ["trainer.precision=fp64", *LONG]
 # In fp32 Adam turns the rounding of a gradient that is zero into a step; the bias of attention's keys has such a one.
 FP32 = {name: [*LONG, *(["model.attention=[]"] if name == "diffusion" else [])] for name in TOYS}

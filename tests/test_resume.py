@@ -26,6 +26,8 @@ STATEFUL = {
              "schedule={name: exponential, gamma: 0.9}"],
     "diffusion": ["model.dropout=0.2", "schedule={name: linear, warmup: 2}"],
 }  # fmt: skip
+KEPT = ["trainer.ema=0.9", "trainer.save_every=1", "trainer.keep=100"]  # every checkpoint
+KEYS = [*STATEFUL["classifier"], *KEPT]
 
 
 def contents(path: Path) -> dict:
@@ -61,7 +63,7 @@ def whole_runs(tmp_path_factory) -> Path:
     without_curves()
     folder = tmp_path_factory.mktemp("whole")
     for name in TOYS:
-        assert run(toy(name, folder / name, *STATEFUL[name], "trainer.ema=0.9", "trainer.save_every=1", "trainer.keep=100")) == 0
+        assert run(toy(name, folder / name, *STATEFUL[name], *KEPT)) == 0
     return folder
 
 
@@ -73,7 +75,7 @@ def test_resuming_ends_bit_identical(whole_runs, tmp_path, name, step):
     for path in checkpoints.steps(folder / "checkpoints"):
         if int(path.name[5:]) > step:
             shutil.rmtree(path)
-    assert run(toy(name, folder, *STATEFUL[name], "trainer.ema=0.9", "trainer.save_every=1", "trainer.keep=100")) == 0
+    assert run(toy(name, folder, *STATEFUL[name], *KEPT)) == 0
     assert_identical(contents(last(folder)), contents(last(whole_runs / name)))
     for file in ("model.safetensors", "ema.safetensors"):
         assert (folder / file).read_bytes() == (whole_runs / name / file).read_bytes()
@@ -92,7 +94,7 @@ def test_the_comparison_notices_another_random_state(whole_runs, tmp_path):
     training["random"][0]["torch"] = torch.get_rng_state()
     shutil.rmtree(path)
     checkpoints.save_checkpoint(folder / "checkpoints", 3, tensors, training, {})
-    run(toy("classifier", folder, *STATEFUL["classifier"], "trainer.ema=0.9", "trainer.save_every=1", "trainer.keep=100"))
+    run(toy("classifier", folder, *KEYS))
     with pytest.raises(AssertionError):
         assert_identical(contents(last(folder)), contents(last(whole_runs / "classifier")))
 
@@ -105,7 +107,7 @@ def test_metrics_have_each_step_once_after_resuming(whole_runs, tmp_path):
             shutil.rmtree(path)
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "lo')  # a line that a kill cut short
-    run(toy("classifier", folder, *STATEFUL["classifier"], "trainer.ema=0.9", "trainer.save_every=1", "trainer.keep=100"))
+    run(toy("classifier", folder, *KEYS))
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines() if "grad_norm" in line]
     assert steps == [1, 2, 3, 4, 5, 6]
 
@@ -114,7 +116,7 @@ def test_a_finished_run_is_left_as_it_is(whole_runs, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(whole_runs / "classifier", folder)
     before, records = (folder / "model.safetensors").read_bytes(), (folder / "metrics.jsonl").read_bytes()
-    assert run(toy("classifier", folder, *STATEFUL["classifier"], "trainer.ema=0.9", "trainer.save_every=1", "trainer.keep=100")) == 0
+    assert run(toy("classifier", folder, *KEYS)) == 0
     assert (folder / "model.safetensors").read_bytes() == before
     assert (folder / "metrics.jsonl").read_bytes() == records
     assert "is finished" in capsys.readouterr().out
@@ -174,7 +176,7 @@ def test_an_explicit_checkpoint_never_falls_back(damaged):
     path = last(damaged)
     flip(path / "training.pt", 999)
     with pytest.raises(NoCheckpointError, match="training.pt is damaged"):
-        run(toy("classifier", damaged, *STATEFUL["classifier"], "trainer.ema=0.9", f"resume={path}", "trainer.save_every=1", "trainer.keep=100"))
+        run(toy("classifier", damaged, *KEYS, f"resume={path}"))
 
 
 def test_a_malicious_pickle_is_not_executed(damaged):
@@ -216,7 +218,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_nothing_else(damaged, monkey
 
 def test_a_changed_configuration_is_refused_with_the_difference_and_a_command(damaged):
     with pytest.raises(ConfigError, match=r"optim.lr 0.001 -> 0.5.*name=toy/classifier-lr-0.5.*resume=never"):
-        run(toy("classifier", damaged, *STATEFUL["classifier"], "trainer.ema=0.9", "trainer.save_every=1", "trainer.keep=100", "optim.lr=0.5"))
+        run(toy("classifier", damaged, *KEYS, "optim.lr=0.5"))
 
 
 def test_how_a_run_runs_may_change_on_resume(damaged):
@@ -226,8 +228,7 @@ def test_how_a_run_runs_may_change_on_resume(damaged):
 
 
 def test_resume_never_keeps_the_old_run_aside(damaged):
-    keys = [*STATEFUL["classifier"], "trainer.ema=0.9", "trainer.save_every=1", "trainer.keep=100", "resume=never"]
-    assert run(toy("classifier", damaged, *keys)) == 0
+    assert run(toy("classifier", damaged, *KEYS, "resume=never")) == 0
     assert (damaged.with_name("run.old-1") / "config.yaml").is_file()
 
 
@@ -236,7 +237,8 @@ def test_resume_never_keeps_the_old_run_aside(damaged):
 
 def exploding(folder: Path, at: str, *overrides: str) -> dict:
     return toy("classifier", folder, "model._target_=tests.toys.Exploding", f"model.at={at}", "trainer.ema=0.9", "trainer.save_every=1",
-               "trainer.keep=100", "optim={name: sgd, lr: 0.1, momentum: 0.9}", "schedule={name: step, every: 1, gamma: 0.5}", *overrides)  # fmt: skip
+               "trainer.keep=100", "optim={name: sgd, lr: 0.1, momentum: 0.9}",
+               "schedule={name: step, every: 1, gamma: 0.5}", *overrides)  # fmt: skip
 
 
 def test_a_bad_step_stops_the_run_and_the_last_checkpoint_stays(tmp_path):
@@ -256,7 +258,8 @@ def test_a_skipped_step_changes_nothing(tmp_path):
     assert states[1]["training"]["players"]["model"]["updates"] == 0
     assert all(not state["momentum_buffer"].any() for state in states[1]["training"]["players"]["model"]["optimizer"].values())
     assert states[6]["training"]["players"]["model"]["updates"] == 3
-    assert not torch.equal(states[6]["tensors"]["weights"]["model.layers.1.weight"], states[5]["tensors"]["weights"]["model.layers.1.weight"])
+    before, after = (states[step]["tensors"]["weights"]["model.layers.1.weight"] for step in (5, 6))
+    assert not torch.equal(before, after)
 
 
 # ---- signals and kills, through the front door ----

@@ -34,7 +34,7 @@ def load_trained(cfg: Mapping[str, Any], world: World, folder: Path | None, whic
 
     Args:
         folder: the run directory, if there is one.
-        which: of a run: auto (the final average if there is one, else the final weights; of an unfinished run its newest checkpoint), best, ema, raw.
+        which: of a run: auto (the final average if there is one, else the final weights; of an unfinished run the newest), best, ema, raw.
         weights: a .safetensors file to use instead.
         layout: whose names that file uses: the paper's `convert.from_<layout>` renames them.
 

@@ -280,11 +280,11 @@ class Trainer:
         self._share_statistics()
         tensors = self._weights("model")
         split = "valid" if self.data.test is None else "test"
-        metrics = self.evaluate(self.data.valid if self.data.test is None else self.data.test, split)
+        self.evaluate(self.data.valid if self.data.test is None else self.data.test, split)
         if self.world.first:
             write_weights(self.folder, tensors)
             self.recorder.close()
-            write_report(self.cfg, self.folder, metrics, split, self.recorder.progress)
+            write_report(self.cfg, self.folder, self.recorder.progress)
         self.world.barrier()
         return 0
 
@@ -307,10 +307,10 @@ class Trainer:
     def _announce(self) -> None:
         micro = self.batch_size // (self.world.size * self.accumulate)
         count = sum(p.numel() for p in self.objective.parameters())
-        items = len(self.data.train)
+        items = "endless" if len(self.data.train) == sys.maxsize else f"{len(self.data.train):,}"
         self.recorder.say(
             f"{self.cfg['name']}: {count:,} parameters on {self.world.device}, batch {self.batch_size} = {self.world.size} rank(s) x "
-            f"{self.accumulate} micro-batch(es) of {micro}, {self.options['precision']}, {'endless' if items == sys.maxsize else f'{items:,}'} training items"
+            f"{self.accumulate} micro-batch(es) of {micro}, {self.options['precision']}, {items} training items"
         )
         if self.world.first:
             write_environment(self.folder, self.cfg, self.world)

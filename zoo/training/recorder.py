@@ -78,7 +78,8 @@ class Recorder:
             record["loss"] = sum(record[f"{prefix}loss"] for prefix in self.prefix.values())
         seconds = now - self.since
         self.seconds += seconds
-        record |= {"epoch": epoch, "seconds": self.seconds, "items_per_second": steps * self.batch_size / seconds, "memory_mib": memory(self.world.device)}
+        record |= {"epoch": epoch, "seconds": self.seconds, "items_per_second": steps * self.batch_size / seconds}
+        record["memory_mib"] = memory(self.world.device)
         if self.flops:
             record["tflops"] = self.flops * steps / seconds / 1e12
             if peak := peak_flops(self.world.device):

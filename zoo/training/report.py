@@ -45,13 +45,11 @@ def write_weights(folder: Path, states: Mapping[str, Mapping[str, Tensor]]) -> N
         write_atomically(folder / f"{stem}.safetensors", save(content, metadata={"format": "pt"}))
 
 
-def write_report(cfg: Mapping[str, Any], folder: Path, metrics: Mapping[str, float], split: str, progress: Progress) -> None:
-    """Tells the final metrics and where everything is."""
+def write_report(cfg: Mapping[str, Any], folder: Path, progress: Progress) -> None:
+    """Draws the curve; tells the paper's number and where everything is."""
     from zoo.evaluation.pictures import curves
 
     curve = curves(folder)
-    if metrics:
-        progress.say(f"{split}: " + "  ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
     if cfg["expect"]:
         expect = cfg["expect"]
         progress.say(f"the paper: {expect['metric']} {expect['paper']:g} ({expect['source']})")
