@@ -188,7 +188,7 @@ def test_classification_returns_sums_over_the_items():
     logits = objective.model(batch["image"])
     expected = -logits.log_softmax(-1)[range(7), batch["label"]].sum()
     torch.testing.assert_close(terms["loss"], expected)
-    assert logs["accuracy"] == sum(int(row.argmax() == label) for row, label in zip(logits, batch["label"]))
+    assert logs["accuracy"] == 100 * sum(int(row.argmax() == label) for row, label in zip(logits, batch["label"]))
     assert not logs["accuracy"].requires_grad
     halves = [objective({key: value[part] for key, value in batch.items()}, "model")[0]["loss"] for part in (slice(0, 3), slice(3, 7))]
     torch.testing.assert_close(sum(halves), terms["loss"])

@@ -18,7 +18,7 @@ def curves(folder: Path) -> Path:
 
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     panels: dict[str, dict[str, list]] = {}
-    uninteresting = ("step", "epoch", "items_per_second", "memory_mib", "tflops", "mfu")
+    uninteresting = ("step", "epoch", "seconds", "items_per_second", "memory_mib", "tflops", "mfu")
     for record in records:
         for key, value in record.items():
             if key not in uninteresting and value is not None:

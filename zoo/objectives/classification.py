@@ -24,7 +24,7 @@ class Classification(nn.Module):
         logits, label = self.model(batch["image"]), batch["label"]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a sum over a batch needs more than bf16 has
         loss = F.cross_entropy(logits, label, reduction="sum", label_smoothing=self.label_smoothing)
-        return {"loss": loss}, {"accuracy": (logits.detach().argmax(-1) == label).sum()}
+        return {"loss": loss}, {"accuracy": 100.0 * (logits.detach().argmax(-1) == label).sum()}  # percent, once divided by the items
 
     def predict(self, batch: dict[str, Tensor]) -> Tensor:  # -> (B,) int64, the likeliest classes
         return self.model(batch["image"]).argmax(-1)
