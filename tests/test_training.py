@@ -153,13 +153,26 @@ def test_mixed_precision_learns(precision, tmp_path):
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_compiled_networks_keep_clean_names(tmp_path):
+NAMES = ["layers.1.bias", "layers.1.weight", "layers.4.bias", "layers.4.weight"]
+
+
+def test_weights_carry_the_models_own_names(tmp_path):
     from safetensors.torch import load_file
 
-    monkey = toy("classifier", tmp_path / "run", "trainer.steps=0")
-    assert run(monkey) == 0
-    names = load_file(tmp_path / "run/model.safetensors")
-    assert list(names) == ["layers.1.bias", "layers.1.weight", "layers.4.bias", "layers.4.weight"]
+    assert run(toy("classifier", tmp_path / "run", "trainer.steps=0")) == 0
+    assert list(load_file(tmp_path / "run/model.safetensors")) == NAMES
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_the_same_and_keeps_clean_names(tmp_path):
+    from safetensors.torch import load_file
+
+    for compiled in ("true", "false"):
+        assert run(toy("classifier", tmp_path / compiled, f"trainer.compile={compiled}", "trainer.ema=0.9")) == 0
+    ours, plain = (load_file(tmp_path / compiled / "model.safetensors") for compiled in ("true", "false"))
+    assert list(ours) == NAMES
+    for name in NAMES:
+        torch.testing.assert_close(ours[name], plain[name], rtol=1e-4, atol=1e-5)
 
 
 def test_training_starts_from_weights_and_skips_what_it_is_told(tmp_path):
