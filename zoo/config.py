@@ -73,7 +73,7 @@ def run_hydra(task: Callable[[dict[str, Any]], None], argv: list[str]) -> None:
             task(checked)
 
     _register_resolvers(argv)
-    sys.argv = [sys.argv[0], *openly(argv)]
+    typed, sys.argv = sys.argv, [sys.argv[0], *openly(argv)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed
     with one_line_errors():
         try:
@@ -82,6 +82,8 @@ def run_hydra(task: Callable[[dict[str, Any]], None], argv: list[str]) -> None:
             if refused:
                 raise refused[0] from None
             raise
+        finally:
+            sys.argv = typed
     for checked in waiting:
         task(checked)
 

@@ -80,9 +80,9 @@ def _refuse_changes(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]
 
 
 def _command() -> list[str]:
-    words = [word for word in sys.argv[1:] if not word.lstrip("+").startswith("name=")]
+    words = [word for word in sys.argv[1:] if word != "train" and not word.startswith("name=")]
     program = ["python", sys.argv[0]] if sys.argv[0].endswith("train.py") else ["python", "-m", "zoo", "train"]
-    return program + [word.removeprefix("++") for word in words]
+    return program + words
 
 
 def _plain(value: Any) -> Any:

@@ -313,7 +313,7 @@ class Trainer:
             f"{self.accumulate} micro-batch(es) of {micro}, {self.options['precision']}, {items} training items"
         )
         if self.world.first:
-            write_environment(self.folder, self.cfg, self.world)
+            write_environment(self.folder, self.cfg, self.world, self.data.digest)
         if self.world.device.type == "cuda" and self.world.parallel != "fsdp":
             address = {key: value[:1] for key, value in self.plan.batch(0).items()}
             batch = self.data.train.fetch(address) | getattr(self.objective, "draw", lambda n, g: {})(1, self.generator)

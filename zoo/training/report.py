@@ -17,9 +17,9 @@ from zoo.training.distributed import World
 from zoo.training.logging import Progress
 
 
-def write_environment(folder: Path, cfg: Mapping[str, Any], world: World) -> None:
+def write_environment(folder: Path, cfg: Mapping[str, Any], world: World, data_digest: str | None) -> None:
     """environment.json: what one needs to know to believe a number."""
-    facts = {**environment(world.device), "ranks": world.size, "command": sys.argv, "seed": cfg["seed"]}
+    facts = {**environment(world.device), "ranks": world.size, "command": sys.argv, "seed": cfg["seed"], "data_sha256": data_digest}
     if cfg["init"] and Path(cfg["init"]).is_file():
         facts["init_sha256"] = digest(Path(cfg["init"]))
     write_atomically(folder / "environment.json", json.dumps(facts, indent=1).encode())
