@@ -17,7 +17,7 @@ STEPS = 50
 LONG = [f"trainer.steps={STEPS}", f"trainer.save_every={STEPS}", "trainer.eval_every=25", "trainer.clip=0.5", "trainer.ema=0.9"]
 FP64 = ["trainer.precision=fp64", *LONG]
 # In fp32 Adam turns the rounding of a gradient that is zero into a step; the bias of attention's keys has such a one.
-FP32 = {name: [*LONG, *(["model.attention=[]"] if name == "diffusion" else [])] for name in TOYS}
+AIMLESS = "attention.qkv.bias"
 FP32_WAY = {"classifier": "fsdp", "language": "ddp", "game": "fsdp", "diffusion": "ddp"}
 WAYS = {
     "ddp": ["trainer.parallel=ddp"],
@@ -31,7 +31,7 @@ def folder(tmp_path_factory) -> Path:
     without_curves()
     folder = tmp_path_factory.mktemp("ranks")
     cases = [f"{name}:{way}:{'|'.join(FP64 + keys)}" for name in TOYS for way, keys in WAYS.items()]
-    cases += [f"{name}:fp32:{'|'.join([*FP32[name], f'trainer.parallel={FP32_WAY[name]}'])}" for name in TOYS]
+    cases += [f"{name}:fp32:{'|'.join([*LONG, f'trainer.parallel={FP32_WAY[name]}'])}" for name in TOYS]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.ranks_worker"]
     root = Path(__file__).parent.parent
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
@@ -40,7 +40,7 @@ def folder(tmp_path_factory) -> Path:
     for name in TOYS:
         for accumulate in (1, 2, 4):
             assert run(toy(name, folder / name / f"one{accumulate}", *FP64, f"trainer.accumulate={accumulate}")) == 0
-        assert run(toy(name, folder / name / "one_fp32", *FP32[name])) == 0
+        assert run(toy(name, folder / name / "one_fp32", *LONG)) == 0
     return folder
 
 
@@ -59,6 +59,8 @@ def assert_same_run(ours: Path, reference: Path, tolerance: float) -> None:
     (tensors, training, _), (others, other_training, _) = (load_checkpoint(steps(f / "checkpoints")[-1]) for f in (ours, reference))
     for file in ("weights", "ema"):
         for name, value in others[file].items():
+            if tolerance > 1e-9 and name.endswith(AIMLESS):
+                continue
             torch.testing.assert_close(tensors[file][name], value, rtol=tolerance, atol=tolerance)
     for name, value in other_training["carry"].items():
         torch.testing.assert_close(training["carry"][name], value, rtol=tolerance, atol=tolerance)

@@ -246,4 +246,4 @@ def test_a_model_that_refuses_its_arguments_is_named(tmp_path):
     from zoo.errors import ConfigError
 
     with pytest.raises(ConfigError, match="model: image_size 9 is not a multiple of 2"):
-        run(toy("diffusion", tmp_path / "run", "model.image_size=9"))
+        run(toy("diffusion", tmp_path / "run", "model.image_size=9", "model.multipliers=[1, 2]"))
