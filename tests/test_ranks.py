@@ -17,7 +17,7 @@ STEPS = 50
 LONG = [f"trainer.steps={STEPS}", f"trainer.save_every={STEPS}", "trainer.eval_every=25", "trainer.clip=0.5", "trainer.ema=0.9"]
 FP64 = ["trainer.precision=fp64", *LONG]
 # In fp32 Adam turns the rounding of a gradient that is zero into a step; the bias of attention's keys has such a one.
-AIMLESS = "attention.qkv.bias"
+AIMLESS = ".qkv.bias"
 FP32_WAY = {"classifier": "fsdp", "language": "ddp", "game": "fsdp", "diffusion": "ddp"}
 WAYS = {
     "ddp": ["trainer.parallel=ddp"],

@@ -154,6 +154,7 @@ def one_line_errors() -> Iterator[None]:
     """Turns what Hydra, OmegaConf and argparse raise while composing into one ConfigError of one line."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     def refuse(parser: argparse.ArgumentParser, message: str) -> None:
         raise ConfigError(f"{message} (--help shows what there is)")
@@ -161,7 +162,7 @@ def one_line_errors() -> Iterator[None]:
     original, argparse.ArgumentParser.error = argparse.ArgumentParser.error, refuse
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(_explain(error)) from None
     except ValueError as error:  # Hydra's own checks of its flags
         raise ConfigError(_first_line(error)) from None

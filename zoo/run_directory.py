@@ -25,10 +25,12 @@ def claim(cfg: Mapping[str, Any]) -> Path:
     """
     import yaml
 
+    from zoo.training.checkpoint import write_atomically
+
     folder = Path(cfg["run_dir"])
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"run_dir {folder} is a file: choose another name or run_dir")
-    if cfg["resume"] == "never" and (folder / "config.yaml").exists():
+    if cfg["resume"] == "never" and ((folder / "config.yaml").exists() or (folder / "checkpoints").exists()):
         older = next(p for n in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.old-{n}")).exists())
         folder.rename(older)
         print(f"the old run is now {older}")
@@ -36,7 +38,8 @@ def claim(cfg: Mapping[str, Any]) -> Path:
         _refuse_changes(folder, read_config(folder), cfg)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text("# The resolved configuration of this run.\n" + yaml.safe_dump(_plain(cfg), sort_keys=False))
+        text = "# The resolved configuration of this run.\n" + yaml.safe_dump(_plain(cfg), sort_keys=False)
+        write_atomically(folder / "config.yaml", text.encode())  # a kill here must not cost the run its configuration
     except OSError as error:
         raise ConfigError(f"run_dir {folder} cannot be written: {error.strerror}") from None
     return folder

@@ -89,7 +89,7 @@ TRAINER = {
     "compile": Key(bool),
     "channels_last": Key(bool),
     "sync_batch_norm": Key(bool),
-    "device": Key(str, choices=("auto", "cpu", "cuda", "mps")),
+    "device": Key(str, choices=("auto", "cpu", "cuda")),
     "deterministic": Key(bool),
     "nonfinite": Key(str, choices=("stop", "skip")),
     "profile": Key(int, low=1, null=True),
@@ -184,7 +184,9 @@ def check(cfg: Mapping[str, Any], foreign: Iterable[str] = ()) -> dict[str, Any]
     turns = _check_targets(cfg, tuple(foreign))
     for turn in turns:
         check_optim(by_turn(cfg["optim"], turn, turns, "optim"))
-        check_schedule(by_turn(cfg["schedule"], turn, turns, "schedule"))
+        schedule = check_schedule(by_turn(cfg["schedule"], turn, turns, "schedule"))
+        if schedule["name"] == "plateau" and not (cfg["trainer"]["monitor"] and cfg["trainer"]["eval_every"]):
+            raise ConfigError("schedule.name=plateau watches a metric: set trainer.monitor and trainer.eval_every")
     _check_shares(cfg)
     return cfg
 
@@ -255,6 +257,8 @@ def check_optim(values: Mapping[str, Any]) -> dict[str, Any]:
 def check_schedule(values: Mapping[str, Any]) -> dict[str, Any]:
     """Reads what one turn's schedule gets."""
     schedule = named("schedule", values, {name: {**keys, **WARMUP} for name, keys in SCHEDULES.items()}, REQUIRED)
+    if schedule["name"] == "inverse_sqrt":
+        WHOLE.read("schedule.warmup", schedule["warmup"])
     if "momentum" in schedule:
         schedule["momentum"] = section("schedule.momentum", schedule["momentum"], MOMENTUM, MOMENTUM)
     if "milestones" in schedule:
@@ -264,10 +268,10 @@ def check_schedule(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_targets(cfg: dict[str, Any], foreign: tuple[str, ...]) -> tuple[str, ...]:
     """Checks everything that has a `_target_`; returns the names of the sub-networks, which are the turns."""
-    networks = {"model": cfg["model"]} if "_target_" in cfg["model"] else cfg["model"]
-    for name, values in networks.items():
-        where = "model" if networks is not cfg["model"] else f"model.{name}"
-        networks[name] = check_call(where, values, foreign)
+    alone = "_target_" in cfg["model"]
+    networks = {"model": cfg["model"]} if alone else cfg["model"]
+    networks = {name: check_call("model" if alone else f"model.{name}", values, foreign) for name, values in networks.items()}
+    cfg["model"] = networks["model"] if alone else networks
     cfg["objective"] = check_call("objective", cfg["objective"], foreign, supplied=tuple(networks))
     own = {**DATA, **FACTS}
     cfg["data"] = check_call("data", cfg["data"], foreign, supplied=("seed",), own=own)

@@ -76,7 +76,10 @@ def test_initial_weights_are_those_of_the_released_recipe():
             if isinstance(layer, nn.Linear):
                 assert layer.weight.abs().max() <= bound
                 assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15)
-                assert not layer.bias.any()  # the mean pixel is 0.5 by default, its logit 0
+                assert len(layer.bias) == 784 or not layer.bias.any()
+    means = gan_mnist_generator().layers[4].bias.sigmoid().view(28, 28)
+    assert means.mean().item() == pytest.approx(0.1310, abs=1e-4)  # of the first 50,000 training images
+    assert means[:, [0, 27]].max() < 1e-3 and means[14, 14] > 0.5 and means.isfinite().all()
 
 
 def test_the_first_samples_are_as_bright_as_the_training_images():

@@ -1,10 +1,12 @@
 """What `evaluate` and `sample` do: a run's own configuration, its weights, then numbers and pictures beside them."""
 
+import contextlib
 import hashlib
 import inspect
 import json
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ SOURCE = {
     "which": Key(str, choices=("auto", "best", "ema", "raw")),
     "weights": Key(str, null=True),
     "layout": Key(str, null=True),
-    "device": Key(str, choices=("auto", "cpu", "cuda", "mps")),
+    "device": Key(str, choices=("auto", "cpu", "cuda")),
 }
 EVALUATE = {**SOURCE, "split": Key(str, choices=("test", "valid", "train")), "record": Key(str, null=True)}
 SAMPLE = {**SOURCE, "n": Key(int, low=1), "seed": Key(int, low=0), "text": Key(str, null=True)}
@@ -117,32 +119,21 @@ def _split(argv: list[str], keys: Mapping[str, Key]) -> tuple[dict[str, str], li
 
 
 def _number(text: str) -> Any:
-    return int(text) if text.lstrip("-").isdigit() else text
+    return int(text) if re.fullmatch(r"-?[0-9]+", text) else text
 
 
-class _trained:
-    """Context: (trained, world), from run=... or from paper=... weights=..."""
-
-    def __init__(self, options: Mapping[str, Any], rest: list[str]):
-        self.options, self.folder = options, Path(options["run"]) if options["run"] else None
-        if self.folder:
-            self.cfg = _overridden(read_config(self.folder), rest)
-        elif options["weights"] and any(word.startswith("paper=") for word in rest):
-            self.cfg = config.compose(rest)
-        else:
-            raise ConfigError("give run=<run directory>, or paper=<name> weights=<file.safetensors>")
-
-    def __enter__(self) -> tuple[Trained, World]:
-        trainer = self.cfg["trainer"]
-        self.joined, self.numerics = joined(self.options["device"], "ddp"), numerics(trainer["precision"], trainer["deterministic"])
-        world = self.joined.__enter__()
-        self.numerics.__enter__()
-        options = self.options
-        return load_trained(self.cfg, world, self.folder, options["which"], options["weights"], options["layout"]), world
-
-    def __exit__(self, *error: Any) -> None:
-        self.numerics.__exit__(*error)
-        self.joined.__exit__(*error)
+@contextlib.contextmanager
+def _trained(options: Mapping[str, Any], rest: list[str]) -> Iterator[tuple[Trained, World]]:
+    """The model of run=..., or of paper=... weights=..."""
+    folder = Path(options["run"]) if options["run"] else None
+    if folder:
+        cfg = _overridden(read_config(folder), rest)
+    elif options["weights"] and any(word.startswith("paper=") for word in rest):
+        cfg = config.compose(rest)
+    else:
+        raise ConfigError("give run=<run directory>, or paper=<name> weights=<file.safetensors>")
+    with joined(options["device"], "ddp") as world, numerics(cfg["trainer"]["precision"], cfg["trainer"]["deterministic"]):
+        yield load_trained(cfg, world, folder, options["which"], options["weights"], options["layout"]), world
 
 
 def _overridden(cfg: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

@@ -76,12 +76,13 @@ def confusion(truth: Sequence[int], guesses: Sequence[int], names: Sequence[str]
 
     counts = torch.zeros(len(names), len(names), dtype=torch.int64)
     counts.index_put_((torch.as_tensor(truth), torch.as_tensor(guesses)), torch.ones(len(truth), dtype=torch.int64), accumulate=True)
-    size = max(4.0, 0.45 * len(names))
+    size = min(max(4.0, 0.45 * len(names)), 20.0)
     figure, axis = plt.subplots(figsize=(size, size), constrained_layout=True)
     axis.imshow(counts.float() / counts.sum(1, keepdim=True).clamp(min=1), cmap="Blues", vmin=0, vmax=1)
-    axis.set(xticks=range(len(names)), yticks=range(len(names)), xlabel="predicted", ylabel="true")
-    axis.set_xticklabels(names, rotation=90 if max(map(len, names)) > 2 else 0)
-    axis.set_yticklabels(names)
+    axis.set(xlabel="predicted", ylabel="true")
+    if len(names) <= 60:
+        axis.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
+        axis.set_yticks(range(len(names)), names)
     if len(names) <= 20:
         for row in range(len(names)):
             for column in range(len(names)):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from zoo.data.loader import sweep
 from zoo.training.build import call
@@ -66,3 +67,6 @@ def frozen(objective: nn.Module, precision: str, device: torch.device) -> Iterat
             yield
     finally:
         objective.train(training)
+        for module in objective.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # a forward pass without gradients leaves the full weights behind, soon out of date

@@ -65,7 +65,7 @@ def _weights_of_run(cfg: Mapping[str, Any], folder: Path, which: str) -> tuple[d
             raise ConfigError(f"{folder} has no averaged weights (trainer.ema was off): which=raw or which=best")
         state, path = read_weights(str(folder), which)
         return state, cfg["trainer"]["steps"], False, f"{'averaged' if path.stem == 'ema' else 'raw'}, final ({path})"
-    newest = checkpoints.newest_valid(folder / "checkpoints")
+    newest = checkpoints.newest_valid(folder / "checkpoints", set_aside=False)
     if newest is None:
         raise NoCheckpointError(f"{folder} has no checkpoint yet: let it train for a while")
     tensors, training, manifest = checkpoints.load_checkpoint(newest)
@@ -79,7 +79,7 @@ def _weights_of_run(cfg: Mapping[str, Any], folder: Path, which: str) -> tuple[d
     averaged = "ema" in tensors and which != "raw"
     state = tensors["ema" if averaged else "weights"]
     told = f"{'averaged' if averaged else 'raw'}, {'best' if which == 'best' else 'newest checkpoint'} ({newest})"
-    return state, manifest["step"], which != "best", told
+    return state, manifest["step"], not (folder / "model.safetensors").is_file(), told
 
 
 def _converter(cfg: Mapping[str, Any], layout: str) -> Any:

@@ -75,22 +75,27 @@ def verify(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / "manifest.json").read_text())
         files, form = manifest["files"], manifest["format"]
         if form != FORMAT:
-            raise NoCheckpointError(f"{path / 'manifest.json'} has format {form}; this version reads format {FORMAT}")
+            raise ZooError(f"{path / 'manifest.json'} has format {form}, but this version reads {FORMAT}: use the version that wrote it")
         for name, facts in files.items():
             file = path / Path(name).name
             if file.stat().st_size != facts["size"] or digest(file) != facts["sha256"]:
                 raise NoCheckpointError(f"{file} is damaged: it differs from its digest in the manifest")
         if "training.pt" not in files or "weights.safetensors" not in files:
             raise NoCheckpointError(f"{path / 'manifest.json'} is damaged: it does not list training.pt and weights.safetensors")
-    except OSError as error:
-        raise NoCheckpointError(f"{error.filename or path} cannot be read: {error.strerror}") from None
+    except FileNotFoundError as error:
+        raise NoCheckpointError(f"{error.filename or path} is missing") from None
+    except OSError as error:  # no damage: nothing is set aside for a lack of permission or a disk that does not answer
+        raise ZooError(f"{error.filename or path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise NoCheckpointError(f"{path / 'manifest.json'} is damaged: it is no manifest") from None
     return manifest
 
 
-def newest_valid(folder: Path) -> Path | None:
-    """The newest checkpoint that verifies; damaged ones are named and set aside as *.corrupt. None where none was ever written.
+def newest_valid(folder: Path, set_aside: bool = True) -> Path | None:
+    """The newest checkpoint that verifies; damaged ones are named. None where none was ever written.
+
+    Args:
+        set_aside: rename damaged ones to *.corrupt; not for readers of a run that may still be training.
 
     Raises:
         NoCheckpointError: if there were checkpoints, but none can be used.
@@ -101,9 +106,9 @@ def newest_valid(folder: Path) -> Path | None:
             verify(path)
             return path
         except NoCheckpointError as error:
-            aside = next(p for n in range(1000) if not (p := path.with_name(f"{path.name}.corrupt{n or ''}")).exists())
-            path.rename(aside)
-            print(f"warning: {error}; set aside as {aside.name}", file=sys.stderr)
+            print(f"warning: {error}", file=sys.stderr)
+            if set_aside:
+                path.rename(next(p for n in range(1000) if not (p := path.with_name(f"{path.name}.corrupt{n or ''}")).exists()))
     if candidates:
         raise NoCheckpointError(f"no usable checkpoint in {folder}: resume=never starts afresh")
     return None
@@ -119,7 +124,14 @@ def prune(folder: Path, keep: int, best: int | None) -> None:
     for path in steps(folder)[:-keep]:
         if path.name != f"step-{best or 0:08d}" or best is None:
             doomed = path.rename(path.with_name(f".tmp-{uuid.uuid4().hex}"))  # never half a checkpoint under a valid name
-            shutil.rmtree(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)  # what is left goes at the next start
+
+
+def abandon_after(folder: Path, step: int) -> None:
+    """Renames checkpoints of later steps: a run that goes back to an earlier one takes another way from there."""
+    for path in steps(folder):
+        if int(path.name.removeprefix("step-")) > step:
+            path.rename(path.with_name(f"{path.name}.abandoned-{uuid.uuid4().hex[:8]}"))
 
 
 def clean(folder: Path) -> None:

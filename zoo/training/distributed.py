@@ -64,16 +64,16 @@ class World:
 
 
 def choose_device(choice: str) -> torch.device:
-    """`auto` prefers CUDA, then Apple's GPU, then the CPU.
+    """`auto` is CUDA where there is one, else the CPU.
 
     Raises:
         ConfigError: if the chosen device isn't there.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    cuda = torch.cuda.is_available()
     if choice == "auto":
-        choice = next(name for name in there if there[name])
-    if not there[choice]:
-        raise ConfigError(f"trainer.device={choice}: this machine has none; there is {', '.join(n for n in there if there[n])}")
+        choice = "cuda" if cuda else "cpu"
+    if choice == "cuda" and not cuda:
+        raise ConfigError("trainer.device=cuda: this machine has no CUDA device; there is cpu")
     return torch.device(choice, int(os.environ.get("LOCAL_RANK", 0))) if choice == "cuda" else torch.device(choice)
 
 

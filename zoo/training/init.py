@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError
+from zoo.training.checkpoint import digest
 
 
 def read_weights(source: str, which: str = "auto") -> tuple[dict[str, Tensor], Path]:
@@ -40,24 +41,29 @@ def named_as(objective: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor
     return state
 
 
-def start_from(objective: nn.Module, source: str | None, skip: Sequence[str]) -> None:
-    """Copies weights into the objective, except parameters whose name matches a pattern in `skip`.
+def start_from(objective: nn.Module, source: str | None, skip: Sequence[str]) -> str | None:
+    """Copies weights into the objective, except parameters whose name matches a pattern in `skip`; returns the file's sha256.
 
     Raises:
         ConfigError: names the first tensor that is missing or has another shape.
     """
     if source is None:
-        return
+        return None
     weights, path = read_weights(source)
     weights = named_as(objective, weights)
+    tied: dict[int, list[str]] = {}  # such tensors stand in the file under one of their names
     for name, value in objective.state_dict(keep_vars=True).items():
+        names = tied.setdefault(id(value), [])
+        names.append(name)
         short = name.removeprefix("model.")
         if any(fnmatch.fnmatch(short, pattern) or fnmatch.fnmatch(name, pattern) for pattern in skip):
             continue
-        if name not in weights:
+        given = next((n for n in names if n in weights), None)
+        if given is None:
             raise ConfigError(f"init: {path} has no tensor '{short}'; name it in init_skip to start it afresh")
-        if weights[name].shape != value.shape:
-            theirs, ours = tuple(weights[name].shape), tuple(value.shape)
-            raise ConfigError(f"init: '{short}' has shape {theirs} in {path}, but {ours} in the model; name it in init_skip to start it afresh")
+        if weights[given].shape != value.shape:
+            theirs, ours = tuple(weights[given].shape), tuple(value.shape)
+            raise ConfigError(f"init: '{short}' has shape {theirs} in {path}, but {ours} in the model; init_skip starts it afresh")
         with torch.no_grad():
-            value.copy_(weights[name])
+            value.copy_(weights[given])
+    return digest(path)

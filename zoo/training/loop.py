@@ -1,6 +1,8 @@
 """The loop, top to bottom: build, resume, then step by step forward, backward, update, average, log, evaluate, save."""
 
 import contextlib
+import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.data.loader import stream
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, NoCheckpointError
 from zoo.evaluation.statistics import evaluate, extra_metrics
 from zoo.run_directory import claim
 from zoo.training import checkpoint as checkpoints
@@ -22,7 +24,7 @@ from zoo.training.ema import Average
 from zoo.training.init import start_from
 from zoo.training.player import Player
 from zoo.training.precision import autocast, numerics
-from zoo.training.recorder import Recorder
+from zoo.training.recorder import Recorder, on_device
 from zoo.training.report import write_environment, write_report, write_weights
 from zoo.training.seeds import mixed
 from zoo.training.signals import Stop, stop_signals
@@ -48,10 +50,12 @@ class Trainer:
         self.cfg, self.world, self.options = cfg, world, cfg["trainer"]
         self.folder, self.step, self.best, self.seconds = Path(cfg["run_dir"]), 0, None, 0.0
         self.carries: list[dict[str, Tensor]] | None = None  # recurrent state, one per micro-batch
+        found = self._find_checkpoint()
         self._build_data()
-        self._build_networks()
+        self._build_networks(fresh=found is None)
         self._build_players()
-        found = self._resume()
+        if found:
+            self._resume(found)
         self.recorder = Recorder(cfg, world, self.players, self.turns, self.step, self.seconds)
         if found:
             self.recorder.say(f"resumed from {found}")
@@ -68,11 +72,11 @@ class Trainer:
         share = self.batch_size // self.world.size
         self.share = slice(self.world.rank * share, (self.world.rank + 1) * share)
 
-    def _build_networks(self) -> None:
+    def _build_networks(self, fresh: bool) -> None:
         cfg, options = self.cfg, self.options
         state.seed_everything(cfg["seed"])  # the same initial weights on every rank
         objective = build_objective(cfg)
-        start_from(objective, cfg["init"], cfg["init_skip"])
+        self.init_sha256 = start_from(objective, cfg["init"], cfg["init_skip"]) if fresh else None
         objective.to(device=self.world.device, dtype=torch.get_default_dtype()).train()
         if options["channels_last"]:
             objective.to(memory_format=torch.channels_last)
@@ -106,15 +110,23 @@ class Trainer:
         self.generator = torch.Generator(self.world.device)
         state.seed_everything(self.cfg["seed"] + self.world.rank)  # dropout differs between ranks
 
-    def _resume(self) -> Path | None:
+    def _find_checkpoint(self) -> Path | None:
+        """What to go on from: rank 0 chooses for all."""
         folder, choice, found = self.folder / "checkpoints", self.cfg["resume"], None
         if self.world.first:
             checkpoints.clean(folder)
-            found = checkpoints.newest_valid(folder) if choice in ("auto", "never") else Path(choice)
-        found = self.world.from_first(found)
-        if found is None:
-            return None
+            restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # by torchrun: go on with what this command began
+            if choice not in ("auto", "never") and not restarted:
+                found = Path(choice)
+                checkpoints.abandon_after(folder, checkpoints.verify(found)["step"])
+            else:
+                found = checkpoints.newest_valid(folder)
+        return self.world.from_first(found)
+
+    def _resume(self, found: Path) -> None:
         tensors, training, manifest = checkpoints.load_checkpoint(found)
+        if ("ema" in tensors) != bool(self.average) or training["players"].keys() != self.players.keys():
+            raise NoCheckpointError(f"{found} is of another run: it has other networks or averages")
         state.load_module(self.objective, tensors["weights"], str(found))
         if self.average:
             state.load_module(self.average.objective, tensors["ema"], str(found))
@@ -124,7 +136,6 @@ class Trainer:
             state.set_random_state(training["random"][self.world.rank], self.world.device)
         self.carries = state.carry_of_rank(training["carry"], self.world, self.accumulate)
         self.step, self.best, self.seconds = manifest["step"], training["best"], training["seconds"]
-        return found
 
     # ---- the loop ----
 
@@ -146,7 +157,7 @@ class Trainer:
                 ends = self.step == last or code
                 if ends or any(map(self._due, ("log_every", "eval_every", "save_every"))):
                     self.recorder.log(self.step, self.step * self.data_turns / self.plan.batches_per_epoch)
-                if self._due("eval_every") and self.step < last:
+                if self._due("eval_every") or (self.step == last and self.options["monitor"]):
                     self._judge(self.evaluate(self.data.valid, "valid"))
                 if ends or self._due("save_every"):
                     self.save()
@@ -180,11 +191,11 @@ class Trainer:
             before += carry
             after += new_carry
             self.recorder.micro_batch(name, loss, terms, logs)
-        norm, skip = player.update(empty)
+        norm, bad, skip = player.update(empty)
         self.buffers.undo(skip, statistics)
         if after:
             self.carries = [_unless(skip, old, new) for old, new in zip(before, after)]
-        self.recorder.turn(name, counts, norm, skip)
+        self.recorder.turn(name, counts, norm, bad, skip)
         return skip
 
     def _loss(self, terms: Mapping[str, Tensor], counts: Mapping[str, int | Tensor]) -> Tensor:
@@ -217,11 +228,8 @@ class Trainer:
             return {}, None
         each = [self.objective.count(part, name) for part in parts]
         totals = {key: sum(count[key] for count in each) for key in each[0]}
-        if self.world.size == 1 and not any(isinstance(total, Tensor) for total in totals.values()):
-            return totals, None
-        device = self.world.device
-        summed = self.world.sum(torch.stack([torch.as_tensor(total, dtype=torch.float64, device=device) for total in totals.values()]))
-        return dict(zip(totals, summed.clamp(min=1).unbind())), (summed == 0).any().to(torch.float32)
+        summed = self.world.sum(torch.stack([on_device(total, self.world.device) for total in totals.values()]))
+        return dict(zip(totals, summed.clamp(min=1).unbind())), (summed == 0).all().to(torch.float32)
 
     def _carry(self, i: int, part: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], ...]:
         if not hasattr(self.objective, "initial_carry"):
@@ -239,7 +247,7 @@ class Trainer:
         metrics = evaluate(objective, split, self.batch_size, self.world, cfg["seed"], self.options["precision"])
         for section in cfg["evaluation"].values():
             every = section.get("every")
-            if self.step == self.options["steps"] or (every and self.step % every == 0):
+            if (every and self.step % every == 0) or (self.step == self.options["steps"] and split is (self.data.test or self.data.valid)):
                 metrics |= extra_metrics(section, objective, self.data, cfg["seed"], self.options["precision"])
         self.recorder.evaluated(self.step, name, metrics)
         return metrics
@@ -253,6 +261,8 @@ class Trainer:
         if key not in metrics:
             raise ConfigError(f"trainer.monitor: there is no metric '{key}'; there are {', '.join(metrics)}")
         value = -metrics[key] if monitor.startswith("-") else metrics[key]
+        if not math.isfinite(value):
+            return
         for player in self.players.values():
             player.schedule.observe(value)
         if self.best is None or value > self.best["value"]:
@@ -279,8 +289,8 @@ class Trainer:
         """Final weights, metrics on the test split, the curve, and where to go from here."""
         self._share_statistics()
         tensors = self._weights("model")
-        split = "valid" if self.data.test is None else "test"
-        self.evaluate(self.data.valid if self.data.test is None else self.data.test, split)
+        if self.data.test is not None:
+            self.evaluate(self.data.test, "test")
         if self.world.first:
             write_weights(self.folder, tensors)
             self.recorder.close()
@@ -313,12 +323,20 @@ class Trainer:
             f"{self.accumulate} micro-batch(es) of {micro}, {self.options['precision']}, {items} training items"
         )
         if self.world.first:
-            write_environment(self.folder, self.cfg, self.world, self.data.digest)
+            write_environment(self.folder, self.cfg, self.world, self.data.digest, self.init_sha256)
         if self.world.device.type == "cuda" and self.world.parallel != "fsdp":
-            address = {key: value[:1] for key, value in self.plan.batch(0).items()}
-            batch = self.data.train.fetch(address) | getattr(self.objective, "draw", lambda n, g: {})(1, self.generator)
-            per_item = [step_flops(self.objective, batch, turn) for turn in self.turns]
-            self.recorder.flops = None if None in per_item else sum(per_item) * self.batch_size
+            self.recorder.flops = self._flops()
+
+    def _flops(self) -> float | None:
+        """FLOPs of one step over all ranks, counted on two items (batch norm refuses one)."""
+        batch = self.data.train.fetch({key: value[:2] for key, value in self.plan.batch(0).items()})
+        if hasattr(self.objective, "draw"):
+            batch |= self.objective.draw(2, self.generator)
+        counts = []
+        for turn in self.turns:
+            self._focus(self.players[turn])
+            counts.append(step_flops(self.objective, batch, turn))
+        return None if None in counts else sum(counts) / 2 * self.batch_size
 
 
 def _unless(skip: Tensor, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:

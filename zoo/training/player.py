@@ -50,8 +50,9 @@ class Player:
     def backward(self, loss: Tensor) -> None:
         (self.scaler.scale(loss) if self.scaler else loss).backward()
 
-    def update(self, empty: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Unscale, clip, step. Returns the gradient norm and whether the step was skipped (1.0 or 0.0), both still on the device.
+    def update(self, empty: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Unscale, clip, step. Returns the gradient norm, whether it was not finite, and whether the step was skipped (1.0 or 0.0), all on
+        the device.
 
         A step whose gradients are not finite changes nothing: the fused kernels are told by a tensor, so nobody waits for the answer.
 
@@ -67,9 +68,8 @@ class Player:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if self.sharded else norm
-        skip = torch.isfinite(norm).logical_not_().to(torch.float32)
-        if empty is not None:
-            skip = torch.maximum(skip, empty)
+        bad = torch.isfinite(norm).logical_not_().to(torch.float32)
+        skip = bad if empty is None else torch.maximum(bad, empty)
         if self.clip:
             torch.nn.utils.clip_grads_with_norm_(self.shards, self.clip, norm)
         self.optimizer.grad_scale, self.optimizer.found_inf = None, skip
@@ -79,7 +79,7 @@ class Player:
         self.updates += 1
         for p in self.parameters:
             p.grad = None
-        return norm, skip
+        return norm, bad, skip
 
     def state(self) -> dict[str, Any]:
         """Everything but the weights, in plain types and full tensors (a collective where parameters are sharded)."""

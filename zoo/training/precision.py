@@ -1,6 +1,7 @@
 """Number formats: what parameters are stored in, what matrices are multiplied in."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,8 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 @contextlib.contextmanager
 def numerics(precision: str, deterministic: bool) -> Iterator[None]:
     """Sets torch's global switches for a run, and puts them back."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
     dtype, tf32 = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     cudnn = torch.backends.cudnn
     before = (torch.are_deterministic_algorithms_enabled(), cudnn.benchmark, cudnn.allow_tf32)

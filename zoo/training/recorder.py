@@ -52,14 +52,15 @@ class Recorder:
                 if key != "loss":
                     self.sums[f"{prefix}{key}"].append(value.detach())
 
-    def turn(self, turn: str, counts: Mapping[str, int | Tensor], norm: Tensor, skip: Tensor) -> None:
-        """What one whole turn adds: how many items stand behind the sums, its gradient norm, and whether it was skipped."""
+    def turn(self, turn: str, counts: Mapping[str, int | Tensor], norm: Tensor, bad: Tensor, skip: Tensor) -> None:
+        """What one whole turn adds: how many items stand behind the sums, its gradient norm, whether that was bad, whether it was skipped."""
         prefix = self.prefix[turn]
         for key in self.sums:
             if key.startswith(prefix):
                 name = key[len(prefix) :]
                 self.counts[key].append(1 if name == "loss" else counts.get(name, self.batch_size))  # the loss is divided already
         self.shared[f"{prefix}grad_norm"].append(norm)
+        self.shared[f"{prefix}bad"].append(bad)
         self.shared[f"{prefix}skipped"].append(skip)
 
     def log(self, step: int, epoch: float) -> None:
@@ -102,15 +103,15 @@ class Recorder:
 
     def _check_finite(self, name: str, record: dict[str, float], step: int, steps: int) -> None:
         player, prefix, updates = self.players[name], self.prefix[name], steps * self.turns.count(name)
-        skipped = round(record.pop(f"{prefix}skipped") * updates)
+        skipped, bad = (round(record.pop(f"{prefix}{key}") * updates) for key in ("skipped", "bad"))
         player.updates -= skipped  # schedules count the updates that happened
         if skipped:
             record[f"{prefix}skipped"] = skipped
-        self.hopeless[name] = self.hopeless[name] + skipped if skipped == updates else 0
+        self.hopeless[name] = self.hopeless[name] + bad if bad == updates else 0
         tolerated = self.nonfinite == "skip" or player.scaler is not None  # fp16 finds its scale by overflowing now and then
-        if skipped and (not tolerated or self.hopeless[name] >= PATIENCE):
+        if bad and (not tolerated or self.hopeless[name] >= PATIENCE):
             raise NonFiniteError(
-                f"{name}: {skipped} of the updates in steps {step - steps + 1} to {step} had gradients that were not finite; they changed "
+                f"{name}: {bad} of the updates in steps {step - steps + 1} to {step} had gradients that were not finite; they changed "
                 f"nothing, and the last checkpoint is good: lower optim.lr, set trainer.clip, or choose trainer.nonfinite=skip"
             )
 
@@ -134,5 +135,10 @@ class Recorder:
 
 def _total(counts: list[int | Tensor], device: torch.device) -> Tensor:
     if any(isinstance(count, Tensor) for count in counts):
-        return torch.stack([torch.as_tensor(count, dtype=torch.float64, device=device) for count in counts]).sum()
-    return torch.tensor(float(sum(counts)), dtype=torch.float64, device=device)
+        return torch.stack([on_device(count, device) for count in counts]).sum()
+    return on_device(sum(counts), device)
+
+
+def on_device(number: int | Tensor, device: torch.device) -> Tensor:
+    """A float64 on the device, without a copy that waits for it."""
+    return number.to(device, torch.float64) if isinstance(number, Tensor) else torch.full((), number, dtype=torch.float64, device=device)

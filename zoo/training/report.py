@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from zoo.training.checkpoint import digest, write_atomically
+from zoo.training.checkpoint import write_atomically
 from zoo.training.distributed import World
 from zoo.training.logging import Progress
 
 
-def write_environment(folder: Path, cfg: Mapping[str, Any], world: World, data_digest: str | None) -> None:
-    """environment.json: what one needs to know to believe a number."""
-    facts = {**environment(world.device), "ranks": world.size, "command": sys.argv, "seed": cfg["seed"], "data_sha256": data_digest}
-    if cfg["init"] and Path(cfg["init"]).is_file():
-        facts["init_sha256"] = digest(Path(cfg["init"]))
+def write_environment(folder: Path, cfg: Mapping[str, Any], world: World, data: str | None, init: str | None) -> None:
+    """environment.json: what one needs to know to believe a number; `data` and `init` are digests of a text and of the weights started from."""
+    facts = {**environment(world.device), "ranks": world.size, "command": sys.argv, "seed": cfg["seed"], "data_sha256": data}
+    if init:
+        facts["init_sha256"] = init
     write_atomically(folder / "environment.json", json.dumps(facts, indent=1).encode())
 
 
@@ -39,7 +39,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def write_weights(folder: Path, states: Mapping[str, Mapping[str, Tensor]]) -> None:
     """model.safetensors and ema.safetensors. The weights of a lone model carry the model's own names, so that another project loads them."""
-    for stem, state in states.items():
+    for stem, state in sorted(states.items(), key=lambda item: item[0] == "model"):  # last: its presence says that the run is finished
         alone = all(name.startswith("model.") for name in state)
         content = {name.removeprefix("model.") if alone else name: value for name, value in state.items()}
         write_atomically(folder / f"{stem}.safetensors", save(content, metadata={"format": "pt"}))

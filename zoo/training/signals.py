@@ -18,7 +18,7 @@ class Stop:
         self.world = world
         self.signal = 0
         self.deadline = time.monotonic() + minutes * 60 if minutes else float("inf")
-        self.next_step, self.asked = 0, (0, time.monotonic())
+        self.next_step, self.asked = 0, None  # when the ranks ask each other again; where and when they last did
 
     def receive(self, number: int, frame: object) -> None:
         if self.signal:
@@ -30,6 +30,9 @@ class Stop:
         if self.world.size == 1:
             return 128 + self.signal if self.signal else int(time.monotonic() > self.deadline)
         if step < self.next_step:
+            return 0
+        if self.asked is None:
+            self.next_step, self.asked = step + 1, (step, time.monotonic())
             return 0
         first, since = self.asked
         pace = (step - first) / max(time.monotonic() - since, 1e-3)
