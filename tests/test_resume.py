@@ -213,6 +213,27 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_nothing_else(damaged, monkey
     assert checkpoints.steps(damaged / "checkpoints") == before and not list((damaged / "checkpoints").glob(".tmp-*"))
 
 
+def test_going_back_to_an_older_checkpoint_abandons_the_later_ones(whole_runs, damaged):
+    older = damaged / "checkpoints" / "step-00000003"
+    assert run(toy("classifier", damaged, *KEYS, f"resume={older}")) == 0
+    assert len(list((damaged / "checkpoints").glob("*.abandoned-*"))) == 3
+    assert_identical(contents(last(damaged)), contents(last(whole_runs / "classifier")))
+
+
+def test_a_reader_renames_nothing(damaged):
+    newest = last(damaged)
+    flip(newest / "training.pt", 4000)
+    assert checkpoints.newest_valid(damaged / "checkpoints", set_aside=False).name == "step-00000005"
+    assert newest.is_dir()
+
+
+def test_the_last_step_is_judged_too(whole_runs):
+    records = [json.loads(line) for line in (whole_runs / "classifier" / "metrics.jsonl").read_text().splitlines()]
+    judged = {r["step"]: r["valid/accuracy"] for r in records if "valid/accuracy" in r}
+    best = contents(last(whole_runs / "classifier"))["training"]["best"]
+    assert sorted(judged) == [3, 6] and best["value"] == max(judged.values()) and judged[best["step"]] == best["value"]
+
+
 # ---- another configuration, another number of micro-batches ----
 
 

@@ -247,3 +247,22 @@ def test_a_model_that_refuses_its_arguments_is_named(tmp_path):
 
     with pytest.raises(ConfigError, match="model: image_size 9 is not a multiple of 2"):
         run(toy("diffusion", tmp_path / "run", "model.image_size=9", "model.multipliers=[1, 2]"))
+
+
+def test_resumed_ranks_ask_each_other_from_their_first_step():
+    from zoo.training.signals import Stop
+
+    class Two(World):
+        def largest(self, values):
+            return values
+
+    stop = Stop(Two(0, 2, torch.device("cpu"), "ddp"), None)
+    assert stop.wanted(100_001) == 0 and stop.next_step == 100_002
+    stop.receive(15, None)
+    assert stop.wanted(100_002) == 143
+
+
+def test_values_reach_the_model_in_the_type_of_its_signature():
+    from zoo.config import compose
+
+    assert isinstance(compose(["paper=resnet", "model.depth=2e1"])["model"]["depth"], int)
