@@ -82,12 +82,14 @@ def bare(cfg: dict) -> Callable[[], None]:
     parameters, averages = list(model.parameters()), [p.detach() for p in averaged.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 100, 1.0))
-    file, state = io.StringIO(), {"step": 0, "losses": []}
+    file, state = io.StringIO(), {"step": 0, "losses": [], "correct": []}
 
     def block() -> None:
         for _ in range(BLOCK):
             batch = next(batches)
-            loss = F.cross_entropy(model(batch["image"]), batch["label"])
+            logits = model(batch["image"])
+            loss = F.cross_entropy(logits, batch["label"])
+            state["correct"].append((logits.detach().argmax(-1) == batch["label"]).sum())  # the trainer's records have the accuracy, too
             loss.backward()
             norm = nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -98,9 +100,11 @@ def bare(cfg: dict) -> Callable[[], None]:
             state["losses"].append(loss.detach())
             state["step"] += 1
             if state["step"] % LOG_EVERY == 0:
-                mean = torch.stack(state["losses"]).mean().item()
-                file.write(json.dumps({"step": state["step"], "loss": mean, "grad_norm": norm.item()}) + "\n")
+                loss, correct = torch.stack(state["losses"]).mean(), torch.stack(state["correct"]).sum()
+                record = {"step": state["step"], "loss": loss.item(), "accuracy": correct.item() / 16, "grad_norm": norm.item()}
+                file.write(json.dumps(record) + "\n")
                 state["losses"].clear()
+                state["correct"].clear()
 
     return block
 
