@@ -35,3 +35,4 @@ def test_a_step_never_waits_for_the_device(name, tmp_path):
     finally:
         torch.cuda.set_sync_debug_mode("default")
         trainer.close()
+    assert all(player.updates == 2 * trainer.turns.count(player.name) for player in trainer.players.values())
