@@ -2,8 +2,8 @@
 
 from zoo.data.base import Data
 from zoo.data.folders import images
+from zoo.data.image_sets import cifar10, digits, fashion_mnist, mnist
 from zoo.data.loader import stream, sweep
-from zoo.data.pixels import cifar10, digits, fashion_mnist, mnist
 from zoo.data.text import manual, ptb, text_file, tiny_shakespeare
 
 __all__ = [

@@ -1,108 +1,26 @@
-"""Labelled images in folders, one folder a class: ImageNet, Tiny ImageNet, yours.
+"""Labelled images in folders, one folder a class: ImageNet, Tiny ImageNet, yours."""
 
-Worker processes decode and crop them, unless the set is small enough to live on the device. B batch, C channels, H height, W width.
-"""
-
+import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.data.base import Address, Batch, Data, Shuffled, home, one_line, send, whole
-from zoo.data.hashing import bits
+from zoo.data.augment import ColourNoise
+from zoo.data.base import Data, home, one_line, whole
+from zoo.data.cache import kept
+from zoo.data.image_files import AUGMENTATIONS, CROPS, Files, ImageFiles, TrainingView, View
 from zoo.data.loader import sweep
-from zoo.data.pixels import Arrays, Normalise, Normaliser, augmentations, hold_out, image_sweeps, in_memory
+from zoo.data.moments import Moments
+from zoo.data.pixels import Arrays, Normalise, Normaliser, augmentations, hold_out, in_memory, mixing
 from zoo.errors import ConfigError, ZooError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 ANNOTATIONS = "val_annotations.txt"
-Files = tuple[list[str], list[int]]  # paths and labels
-
-
-class ImageFiles:
-    """A split whose images are read from their files, each time anew.
-
-    Args:
-        normaliser: None leaves the images as bytes.
-        augment: any of resized_crop (a random part of 8 to 100 % of the area, resized) and flip; without the former the crop is the one
-            of evaluation: the shorter side resized to `resize`, then the middle.
-    """
-
-    def __init__(
-        self,
-        files: Files,
-        normaliser: Normaliser | None,
-        image_size: int,
-        resize: int,
-        workers: int = 0,
-        augment: Sequence[str] = (),
-        seed: int = 0,
-    ):
-        paths, labels = files
-        self.paths = np.array([os.fsencode(p) for p in paths])  # one array: a list would be copied to each worker, item by item
-        self.labels = torch.tensor(labels)
-        self.normaliser, self.seed, self.workers = normaliser, seed, workers
-        self.train_transform, self.eval_transform = transforms(image_size, resize, augment), transforms(image_size, resize, ())
-        self.device = torch.device("cpu")
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def to(self, device: torch.device) -> "ImageFiles":
-        self.device = device
-        if self.normaliser:
-            self.normaliser = self.normaliser.to(device)
-        return self
-
-    def plan(self, batch_size: int) -> Shuffled:
-        return Shuffled(len(self), batch_size, self.seed)
-
-    def sweeps(self, batch_size: int) -> list[list[Address]]:
-        return image_sweeps(len(self), batch_size)
-
-    def load(self, address: Address) -> Batch:
-        """The images as bytes. In training each has random numbers of its own, seeded by (seed, epoch, index)."""
-        index = address["index"]
-        seeds = bits(self.seed, address["epoch"], index, 1)[:, 0].tolist() if "epoch" in address else [None] * len(index)
-        images = [self._image(i, seed) for i, seed in zip(index.tolist(), seeds)]
-        return {"image": torch.stack(images), "label": self.labels[index], "index": index}
-
-    def _image(self, index: int, seed: int | None) -> Tensor:
-        image = read_image(os.fsdecode(self.paths[index]))
-        if seed is None:
-            return self.eval_transform(image)
-        with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from the global generator
-            torch.default_generator.manual_seed(seed)
-            return self.train_transform(image)
-
-    def finish(self, batch: Batch) -> Batch:
-        return {**batch, "image": self.normaliser(batch["image"])} if self.normaliser else batch
-
-    def fetch(self, address: Address) -> Batch:
-        return self.finish({name: send(value, self.device) for name, value in self.load(address).items()})
-
-
-def transforms(image_size: int, resize: int, augment: Sequence[str]) -> Any:
-    """A PIL image -> uint8 (C, H, W)."""
-    from torchvision.transforms import v2
-
-    place = [v2.RandomResizedCrop(image_size)] if "resized_crop" in augment else [v2.Resize(resize), v2.CenterCrop(image_size)]
-    return v2.Compose([*place, *([v2.RandomHorizontalFlip()] if "flip" in augment else []), v2.PILToTensor()])
-
-
-def read_image(path: str) -> Any:
-    """The PIL image in a file, as RGB; ZooError with its path where it can't be decoded."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as error:  # decoders raise all kinds
-        raise ZooError(f"{path} cannot be read as an image ({type(error).__name__}: {one_line(error)}): repair or remove it") from error
 
 
 def images(
@@ -112,6 +30,9 @@ def images(
     image_size: int,
     resize: int | None = None,
     augment: Sequence[str] | None = None,
+    scales: Sequence[int] = (256, 480),
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
     normalise: Normalise = "standard",
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
@@ -127,14 +48,45 @@ def images(
 
     Args:
         resize: length of the shorter side before the middle is cut out; by default 256 / 224 of image_size.
-        augment: any of resized_crop and flip; with `resident`, of pad_crop and flip.
+        augment: at most one of the crops, and any of flip, colour (see ColourNoise), rand_augment, erase (see TrainingView); with
+            `resident`, of pad_crop, flip and colour.
+        scales: least and greatest length of the shorter side, for scale_crop.
+        mixup, cutmix: see Mixing.
         mean, std: of the channels, for normalise=standard; with `resident` they are computed.
         valid: training items held out for validation.
         resident: decode everything at the start, resized and cut as for evaluation, and keep it on the device.
+
+    normalise=pixel_mean and augment=[colour] need statistics of all training images: one pass over them, which is kept.
     """
     least = whole("data.image_size", image_size, 1)
     resize = whole("data.resize", resize, least) if resize is not None else least if resident else round(least * 256 / 224)
-    base = home(root) / folder
+    classes, train, held, test = _splits(home(root) / folder, valid)
+    view = View(resize, image_size)
+    if resident:
+        parts = tuple(files and decoded(files, view, workers) for files in (train, held, test))
+        return in_memory(parts, classes, seed, normalise, augment, pad, valid, mixup, cutmix)
+
+    augment = _checked(augmentations(augment, AUGMENTATIONS), scales, image_size)
+    if not held:
+        kept_back, out = hold_out(np.array(train[1]), valid)
+        train, held = [([train[0][i] for i in index], [train[1][i] for i in index]) for index in (kept_back, out)]
+    statistics = training_statistics(train, resize, workers) if normalise == "pixel_mean" or "colour" in augment else {}
+    normaliser = _normaliser(normalise, mean, std, statistics)
+    noise = ColourNoise(statistics["covariance"]) if "colour" in augment else None
+    fill = (normaliser.mean.mean((1, 2)).expand(3) * 255).round().long().tolist()
+    training_view = TrainingView(image_size, resize, augment, scales, fill)
+    split = lambda files, *training: ImageFiles(files, view, normaliser, workers, *training)
+    return Data(
+        train=split(train, seed, training_view, noise, mixing(seed, len(classes), mixup, cutmix)),
+        valid=split(held) if held[0] else None,
+        test=split(test),
+        facts={"num_classes": len(classes), "image_size": image_size, "channels": 3},
+        classes=classes,
+    )
+
+
+def _splits(base: Path, valid: int) -> tuple[list[str], Files, Files | None, Files]:
+    """The names of the classes, and the files of training, validation (None where it has no folder) and test."""
     classes, train = list_images(base / "train")
     others = [list_images(base / name, classes)[1] for name in ("test", "val") if (base / name).is_dir()]
     if not others:
@@ -142,22 +94,31 @@ def images(
     if valid and len(others) == 2:
         raise ConfigError(f"data.valid must be 0: {base} has a validation split of its own")
     test, held = (*others, None)[:2]
-    if resident:
-        decode = lambda files: files and decoded(files, image_size, resize, workers)
-        return in_memory(decode(train), decode(test), classes, seed, normalise, augment, pad, valid, decode(held))
+    return classes, train, held, test
 
-    augment = augmentations(augment, ("resized_crop", "flip"))
-    if not held:
-        kept, out = hold_out(np.array(train[1]), valid)
-        train, held = [([files[0][i] for i in index], [files[1][i] for i in index]) for files, index in ((train, kept), (train, out))]
-    split = lambda files, *training: ImageFiles(files, _normaliser(normalise, mean, std), image_size, resize, workers, *training)
-    return Data(
-        train=split(train, augment, seed),
-        valid=split(held) if held[0] else None,
-        test=split(test),
-        facts={"num_classes": len(classes), "image_size": image_size, "channels": 3},
-        classes=classes,
-    )
+
+def _checked(augment: Sequence[str], scales: Sequence[int], image_size: int) -> Sequence[str]:
+    crops = [name for name in augment if name in CROPS]
+    if len(crops) > 1:
+        raise ConfigError(f"data.augment has two crops, {crops[0]} and {crops[1]}: leave one out")
+    whole_numbers = len(scales) == 2 and all(isinstance(side, int) for side in scales)
+    if "scale_crop" in crops and not (whole_numbers and image_size <= scales[0] <= scales[1]):
+        raise ConfigError(f"data.scales must be the least and the greatest shorter side, whole numbers from {image_size}, not {list(scales)}")
+    return augment
+
+
+def training_statistics(files: Files, resize: int, workers: int) -> dict[str, Tensor]:
+    """Over the middle squares of resize x resize pixels: `mean` (3, resize, resize) and `covariance` (3, 3) of the channels, in [0, 1]."""
+
+    def compute() -> dict[str, Tensor]:
+        print(f"data: one pass over {len(files[0])} training images for their mean and covariance ...", file=sys.stderr, flush=True)
+        split, moments = ImageFiles(files, View(resize, resize), workers=workers), Moments()
+        for _, _, batch in sweep(split, 64, split.device):
+            moments.add(batch["image"])
+        return {"mean": moments.mean(), "covariance": moments.covariance()}
+
+    listing = hashlib.sha256("\n".join(f"{os.path.basename(p)} {os.path.getsize(p)}" for p in files[0]).encode()).hexdigest()
+    return kept(f"mean and covariance of images, shorter side {resize}, files {listing}", compute)
 
 
 def list_images(folder: Path, classes: list[str] | None = None) -> tuple[list[str], Files]:
@@ -201,16 +162,16 @@ def _annotated(folder: Path, classes: list[str] | None) -> dict[str, list[str]]:
     return found
 
 
-def decoded(files: Files, image_size: int, resize: int, workers: int) -> Arrays:
+def decoded(files: Files, view: View, workers: int) -> Arrays:
     """All images and labels."""
-    split = ImageFiles(files, None, image_size, resize, workers)
+    split = ImageFiles(files, view, workers=workers)
     images = [batch["image"] for _, _, batch in sweep(split, 256, split.device)]
     return torch.cat(images).numpy(), np.array(files[1])
 
 
-def _normaliser(name: Normalise, mean: Sequence[float], std: Sequence[float]) -> Normaliser:
+def _normaliser(name: Normalise, mean: Sequence[float], std: Sequence[float], statistics: dict[str, Tensor]) -> Normaliser:
     if name == "pixel_mean":
-        raise ConfigError("data.normalise=pixel_mean needs all images at hand: data.resident=true")
+        return Normaliser(statistics["mean"], torch.ones(1, 1, 1, dtype=torch.double))
     if name != "standard":
         return Normaliser.of(name, torch.empty(0))
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:

@@ -13,7 +13,7 @@ GAMMA = 0x9E3779B97F4A7C15  # the odd integer nearest to 2^64 / golden ratio
 WORD = 2**64 - 1
 
 # What the numbers are for. Different purposes are independent of each other.
-AUGMENT, ORDER, PHASE = range(3)
+AUGMENT, ORDER, PHASE, MIX = range(4)
 
 
 def uniform(seed: int, epoch: Tensor, index: Tensor, slots: int, purpose: int = AUGMENT) -> Tensor:
