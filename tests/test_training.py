@@ -16,7 +16,7 @@ from zoo.training.distributed import World
 from zoo.training.ema import Average
 from zoo.training.logging import Tracker
 from zoo.training.loop import Trainer, run
-from zoo.training.optim import build_optimizer
+from zoo.training.optim import build_optimizer, set_rates
 from zoo.training.schedule import Schedule
 
 
@@ -95,6 +95,23 @@ def test_fused_optimizers_equal_torchs_plain_ones(section, theirs):
             network(x).square().sum().backward()
             optimizer.step()
     torch.testing.assert_close(ours.weight, other.weight, rtol=1e-12, atol=1e-12)
+
+
+def test_velocity_sgd_is_the_update_of_the_paper():
+    """v <- m v - lr (g + wd w), w <- w + v, with a rate that falls."""
+    network = torch.nn.Linear(3, 2).double()
+    read = check_optim({"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "lr_in_momentum": True})
+    optimizer = build_optimizer(read, list(network.parameters()))
+    w, v = network.weight.detach().clone(), torch.zeros(2, 3, dtype=torch.double)
+    for step in range(12):
+        set_rates(optimizer, lr := 0.0 if step == 9 else 0.1 * 0.5 ** (step // 4), None)
+        network.zero_grad()
+        network(torch.randn(4, 3, dtype=torch.double)).square().sum().backward()
+        v = 0.9 * v - lr * (network.weight.grad + 0.01 * w)
+        w = w + v
+        optimizer.step()
+        torch.testing.assert_close(network.weight, w, rtol=1e-12, atol=1e-12)
+        assert optimizer.param_groups[0]["lr"] == lr and optimizer.param_groups[0]["weight_decay"] == 0.01
 
 
 def test_the_average_equals_its_closed_form_and_copies_buffers():

@@ -100,7 +100,14 @@ FACTS = {"num_classes": WHOLE, "image_size": WHOLE, "channels": WHOLE, "vocab_si
 
 ADAM = {"lr": RATE, "betas": Key(list), "eps": RATE, "weight_decay": RATE, "decay": Key(str, choices=("all", "matrices"))}
 OPTIMIZERS = {
-    "sgd": {"lr": RATE, "momentum": Key(float, low=0, below=1), "nesterov": Key(bool), "weight_decay": RATE, "decay": ADAM["decay"]},
+    "sgd": {
+        "lr": RATE,
+        "momentum": Key(float, low=0, below=1),
+        "nesterov": Key(bool),
+        "lr_in_momentum": Key(bool),
+        "weight_decay": RATE,
+        "decay": ADAM["decay"],
+    },
     "adam": ADAM,
     "adamw": ADAM,
 }

@@ -1,4 +1,4 @@
-"""ResNet: parameter counts, parity with torchvision, shortcuts, strides, initialisation, errors; the objective that its configs use."""
+"""ResNet: parameter counts, parity with torchvision, shortcuts, strides, initialisation, errors, claims."""
 
 import pytest
 import torch
@@ -174,58 +174,36 @@ def test_an_unknown_shortcut_is_refused(option):
         resnet.resnet50(shortcut=option)
 
 
-def classifier(num_classes, **kwargs):
-    """A classification objective around a linear layer, and a batch for it."""
+def test_the_score_map_holds_the_logits_of_every_window():
+    """Up to the padding: a window inside a larger image sees what lies around it, a crop sees zeros. With one window they are the same."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, num_classes)).double()
-    images = torch.randn(7, 3, 2, 2, dtype=torch.double)
-    return Classification(model, **kwargs), {"image": images, "label": torch.randint(num_classes, (7,))}
+    model = ResNet(BasicBlock, (1, 1, 1, 1), width=4, num_classes=5).eval()
+    images = torch.randn(2, 3, 224, 224)
+    torch.testing.assert_close(model.score_map(images)[:, :, 0, 0], model(images))
+    larger = torch.randn(1, 3, 256, 320)
+    scores = model.score_map(larger)
+    assert scores.shape == (1, 5, 2, 4)
+    features = model.feature_map(larger)
+    torch.testing.assert_close(scores[0, :, 1, 2], model.fc(features[0, :, 1:8, 2:9].mean((1, 2))))
 
 
-def test_classification_returns_sums_over_the_items():
-    objective, batch = classifier(8)
-    terms, logs = objective(batch, "model")
-    logits = objective.model(batch["image"])
-    expected = -logits.log_softmax(-1)[range(7), batch["label"]].sum()
-    torch.testing.assert_close(terms["loss"], expected)
-    assert logs["accuracy"] == 100 * sum(int(row.argmax() == label) for row, label in zip(logits, batch["label"]))
-    assert not logs["accuracy"].requires_grad
-    halves = [objective({key: value[part] for key, value in batch.items()}, "model")[0]["loss"] for part in (slice(0, 3), slice(3, 7))]
-    torch.testing.assert_close(sum(halves), terms["loss"])
+def test_responses_are_those_of_every_3x3_layer_before_relu_and_addition():
+    from zoo.papers.resnet.pictures import pictures, responses
 
-
-def test_classification_sums_bf16_logits_in_fp32():
-    objective, batch = classifier(8)
-    objective.bfloat16()
-    terms, _ = objective({**batch, "image": batch["image"].bfloat16()}, "model")
-    assert terms["loss"].dtype == torch.float32
-
-
-def test_label_smoothing_is_for_training_only():
-    (smooth, batch), (plain, _) = classifier(8, label_smoothing=0.2), classifier(8)
-    log_p = plain.model(batch["image"]).log_softmax(-1)
-    expected = -(0.8 * log_p[range(7), batch["label"]] + 0.2 * log_p.mean(-1)).sum()
-    torch.testing.assert_close(smooth(batch, "model")[0]["loss"], expected)
-    torch.testing.assert_close(smooth.evaluate(batch)["nll"], plain.evaluate(batch)["nll"])
-
-
-def test_classification_evaluates_in_fp64_and_summarises_in_percent():
-    logits = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3], [9.0, 8, 7, 6, 5, 4, 3], [9.0, 8, 7, 6, 5, 4, 3], [9.0, 8, 7, 6, 5, 4, 3]])
-    objective = Classification(nn.Identity())
-    statistics = objective.evaluate({"image": logits, "label": torch.tensor([0, 4, 5, 6])})
-    assert {value.dtype for value in statistics.values()} == {torch.float64}
-    assert {value.shape for value in statistics.values()} == {()}
-    metrics = objective.summarise({name: value.item() for name, value in statistics.items()})
-    nll = logits[0].double().logsumexp(0).item() - (9 + 5 + 4 + 3) / 4
-    assert metrics == pytest.approx({"accuracy": 25, "error": 75, "top5_accuracy": 50, "loss": nll})
-
-
-@pytest.mark.parametrize("num_classes, has_top5", [(2, False), (5, False), (6, True)])
-def test_top5_accuracy_needs_more_than_five_classes(num_classes, has_top5):
-    objective, batch = classifier(num_classes)
-    statistics = objective.evaluate(batch)
-    assert ("correct5" in statistics) == has_top5
-    assert ("top5_accuracy" in objective.summarise({name: value.item() for name, value in statistics.items()})) == has_top5
+    torch.manual_seed(0)
+    model = CifarResNet(8, width=4).eval()
+    images = torch.randn(16, 3, 16, 16)
+    with torch.no_grad():
+        found = responses(model, images)
+        first = model.bn1(model.conv1(images))
+        block = model.stages[0][0]
+        second = block.bn1(block.conv1(F.relu(first)))
+        third = block.bn2(block.conv2(F.relu(second)))
+    assert len(found) == 7
+    assert found[:3] == pytest.approx([first.std().item(), second.std().item(), third.std().item()], rel=1e-5)
+    picture = pictures(model, images, images)["responses"]
+    assert picture.dtype == torch.uint8 and picture.shape[2] == 3 and picture.float().std() > 1
+    assert len(responses(ResNet(Bottleneck, (1, 1, 1, 1), width=4), images)) == 4
 
 
 def final_training_loss(model, images, labels, seed):

@@ -16,8 +16,9 @@ from zoo import config, schema
 from zoo.data.loader import sweep
 from zoo.errors import ConfigError
 from zoo.evaluation import pictures
+from zoo.evaluation.mistakes import classification_pictures
 from zoo.evaluation.statistics import evaluate, extra_metrics, frozen
-from zoo.evaluation.trained import Trained, load_trained
+from zoo.evaluation.trained import Trained, load_trained, sibling
 from zoo.run_directory import read_config
 from zoo.schema import Key, unknown
 from zoo.training.checkpoint import write_atomically
@@ -210,13 +211,21 @@ def _pictures(trained: Trained, world: World, folder: Path, split: str) -> list[
     generator = torch.Generator(world.device).manual_seed(mixed(cfg["seed"], -3))
     with frozen(objective, cfg["trainer"]["precision"], world.device):
         if hasattr(objective, "predict"):
-            made.append(_confusion(trained, split, target, world.device))
+            made += classification_pictures(objective, trained.data, getattr(trained.data, split), cfg["data"]["batch_size"], target, world.device)
         if hasattr(objective, "sample"):
             made.append(_samples(trained, generator, target))
-        if hasattr(objective, "pictures"):
-            drawn = objective.pictures(_first_batch(trained, split, world.device), generator)
-            made += [pictures.save_picture(picture, target / f"{name}.png") for name, picture in drawn.items()]
-    return made
+        drawn = objective.pictures(_first_batch(trained, split, world.device), generator) if hasattr(objective, "pictures") else {}
+        drawn |= _of_the_paper(trained, split, world.device)
+    return made + [pictures.save_picture(picture, target / f"{name}.png") for name, picture in drawn.items()]
+
+
+def _of_the_paper(trained: Trained, split: str, device: torch.device) -> dict[str, torch.Tensor]:
+    """What the model's own paper draws: `pictures(model, images, shown)` of the `pictures.py` beside its `model.py`."""
+    module = sibling(trained.cfg, "pictures")
+    if module is None:
+        return {}
+    images = _first_batch(trained, split, device)["image"]
+    return module.pictures(trained.objective.model, images, getattr(trained.data, split).normaliser.inverse(images.clone()))
 
 
 def _samples(trained: Trained, generator: torch.Generator, target: Path) -> Path:
@@ -226,15 +235,6 @@ def _samples(trained: Trained, generator: torch.Generator, target: Path) -> Path
     target.mkdir(parents=True, exist_ok=True)
     (target / "samples.txt").write_text("\n\n".join(trained.data.decode(samples)) + "\n", encoding="utf-8")
     return target / "samples.txt"
-
-
-def _confusion(trained: Trained, split: str, target: Path, device: torch.device) -> Path:
-    data, truth, guesses = getattr(trained.data, split), [], []
-    for _, _, batch in sweep(data, trained.cfg["data"]["batch_size"], device):
-        truth.append(batch["label"])
-        guesses.append(trained.objective.predict(batch))
-    names = trained.data.classes or [str(i) for i in range(trained.data.facts["num_classes"])]
-    return pictures.confusion(torch.cat(truth).tolist(), torch.cat(guesses).tolist(), names, target / "confusion.png")
 
 
 def _first_batch(trained: Trained, split: str, device: torch.device) -> dict[str, torch.Tensor]:

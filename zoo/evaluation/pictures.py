@@ -1,4 +1,4 @@
-"""Pictures: training curves, sample grids, confusion matrices."""
+"""Pictures: training curves, sample grids, images with captions, confusion matrices."""
 
 import json
 import math
@@ -64,6 +64,27 @@ def save_picture(picture: Tensor, target: Path) -> Path:
 
     target.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture.numpy()).save(target)
+    return target
+
+
+def captioned(images: Tensor, captions: Sequence[str], target: Path) -> Path:
+    """Draws (n, C, H, W) images in [0, 1], each below its caption."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = min(6, len(images))
+    rows = math.ceil(len(images) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.7 * columns, 2 * rows), squeeze=False, constrained_layout=True)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, caption in zip(axes.flat, images.float().cpu(), captions):
+        axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+        axis.set_title(caption, fontsize=8)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
     return target
 
 

@@ -1,17 +1,20 @@
-"""A trained model as a run left it: its configuration, data and weights."""
+"""A trained model as a run left it: its configuration, data and weights; or frozen, as a part of something else."""
 
-import importlib
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zoo import schema
 from zoo.errors import ConfigError, NoCheckpointError
+from zoo.run_directory import read_config
 from zoo.training import checkpoint as checkpoints
-from zoo.training.build import build_data, build_objective
+from zoo.training.build import build_data, build_objective, check_fit
 from zoo.training.distributed import World
 from zoo.training.init import named_as, read_weights
 from zoo.training.state import load_module, seed_everything
@@ -27,6 +30,31 @@ class Trained:
     weights: str  # in words
     step: int
     partial: bool
+
+
+@dataclass
+class Frozen:
+    """The objective of a finished run, which nothing trains any more."""
+
+    cfg: Mapping[str, Any]
+    objective: nn.Module
+    sha256: str  # of the file of its weights
+
+
+def load_frozen(folder: str) -> Frozen:
+    """The objective of a run directory with its final weights (the average, where there is one), on the CPU, in the default dtype.
+
+    Its data isn't built, no random number is drawn, and only zoo's own classes are called: a configuration is not a place to run code from.
+
+    Raises:
+        ConfigError, NoCheckpointError: if there is no finished run, or its weights don't fit its model.
+    """
+    cfg = schema.check(read_config(Path(folder).expanduser()))
+    state, path = read_weights(folder)
+    with torch.random.fork_rng(devices=[]):
+        objective = build_objective(cfg)
+    load_module(objective, named_as(objective, state), str(path))
+    return Frozen(cfg, objective.to(torch.get_default_dtype()).requires_grad_(False).eval(), checkpoints.digest(path))
 
 
 def load_trained(cfg: Mapping[str, Any], world: World, folder: Path | None, which: str, weights: str | None, layout: str | None) -> Trained:
@@ -50,9 +78,10 @@ def load_trained(cfg: Mapping[str, Any], world: World, folder: Path | None, whic
             state = _converter(cfg, layout)(state)
     else:
         state, step, partial, told = _weights_of_run(cfg, folder, which)
+    data = build_data(cfg)
+    check_fit(objective, data)
     load_module(objective, named_as(objective, state), told)
     objective.to(device=world.device, dtype=torch.get_default_dtype()).eval()
-    data = build_data(cfg)
     for split in (data.train, data.valid, data.test):
         if split is not None:
             split.to(world.device)
@@ -82,13 +111,18 @@ def _weights_of_run(cfg: Mapping[str, Any], folder: Path, which: str) -> tuple[d
     return state, manifest["step"], not (folder / "model.safetensors").is_file(), told
 
 
-def _converter(cfg: Mapping[str, Any], layout: str) -> Any:
+def sibling(cfg: Mapping[str, Any], name: str) -> ModuleType | None:
+    """The module `name` (convert, pictures) beside the model of a paper; None where it has none."""
     package = cfg["model"].get("_target_", "").rpartition(".")[0]
-    try:
-        module = importlib.import_module(f"{package}.convert")
-    except ImportError:
-        raise ConfigError(f"layout={layout}: {package or 'this model'} has no converters") from None
+    found = bool(package) and importlib.util.find_spec(f"{package}.{name}")
+    return importlib.import_module(f"{package}.{name}") if found else None
+
+
+def _converter(cfg: Mapping[str, Any], layout: str) -> Any:
+    module = sibling(cfg, "convert")
+    if module is None:
+        raise ConfigError(f"layout={layout}: {cfg['model'].get('_target_', 'this model')} has no converters")
     known = [name.removeprefix("from_") for name in dir(module) if name.startswith("from_")]
     if layout not in known:
-        raise ConfigError(f"layout={layout}: {package} converts from {', '.join(known)}")
+        raise ConfigError(f"layout={layout}: {module.__name__} converts from {', '.join(known)}")
     return getattr(module, f"from_{layout}")

@@ -53,3 +53,12 @@ def build_data(cfg: Mapping[str, Any]) -> Any:
         if stated is not None and found is not None and stated != found:
             raise ConfigError(f"data.{fact} is {stated} in the configuration, but the data set has {found}: set data.{fact}={found}")
     return data
+
+
+def check_fit(objective: nn.Module, data: Any) -> None:
+    """Lets the objective refuse data that do not go with its networks, before anything is trained or judged."""
+    if hasattr(objective, "check"):
+        try:
+            objective.check(data.facts)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error

@@ -18,7 +18,7 @@ from zoo.run_directory import claim
 from zoo.training import checkpoint as checkpoints
 from zoo.training import state
 from zoo.training.buffers import Buffers
-from zoo.training.build import build_data, build_objective
+from zoo.training.build import build_data, build_objective, check_fit
 from zoo.training.distributed import World, joined, shard
 from zoo.training.ema import Average
 from zoo.training.init import start_from
@@ -76,6 +76,7 @@ class Trainer:
         cfg, options = self.cfg, self.options
         state.seed_everything(cfg["seed"])  # the same initial weights on every rank
         objective = build_objective(cfg)
+        check_fit(objective, self.data)
         self.init_sha256 = start_from(objective, cfg["init"], cfg["init_skip"]) if fresh else None
         objective.to(device=self.world.device, dtype=torch.get_default_dtype()).train()
         if options["channels_last"]:

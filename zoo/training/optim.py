@@ -6,6 +6,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+
+class VelocitySGD(torch.optim.SGD):
+    """v <- m v - lr (g + wd w), w <- w + v (Krizhevsky et al. 2012, section 5).
+
+    torch's v leaves the rate out, w <- w - lr v, so that a fall of the rate shortens the steps still in v. Here they keep their length. It
+    is torch's kernel at rate 1, told to scale gradients and decay by lr.
+    """
+
+    def step(self) -> None:
+        usual = [(group["lr"], group["weight_decay"]) for group in self.param_groups]
+        for group, (lr, decay) in zip(self.param_groups, usual):
+            group["lr"], group["weight_decay"] = 1.0, lr * decay
+        device = self.param_groups[0]["params"][0].device
+        self.grad_scale = torch.full((), 1 / usual[0][0] if usual[0][0] else torch.inf, device=device)  # what gradients are divided by
+        super().step()
+        for group, (lr, decay) in zip(self.param_groups, usual):
+            group["lr"], group["weight_decay"] = lr, decay
+
+
 CLASSES = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
@@ -16,9 +35,9 @@ def build_optimizer(section: Mapping[str, Any], parameters: Sequence[Tensor]) ->
     everything, as older papers do. Fused kernels take `found_inf` as a tensor, so that a bad step is skipped without asking the host.
     Of sharded parameters it gets this rank's shards: all three rules work element by element.
     """
-    arguments = {key: value for key, value in section.items() if key not in ("name", "decay", "weight_decay")}
+    arguments = {key: value for key, value in section.items() if key not in ("name", "decay", "weight_decay", "lr_in_momentum")}
     decay = section.get("weight_decay", 0.0)  # explicit: torch's AdamW would decay by 0.01
-    optimizer = CLASSES[section["name"]](
+    optimizer = (VelocitySGD if section.get("lr_in_momentum") else CLASSES[section["name"]])(
         _groups(parameters, decay, section.get("decay", "all")), fused=True, weight_decay=decay, **arguments
     )
     if section["name"] == "sgd" and section.get("momentum", 0.0):

@@ -158,13 +158,21 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(self.stages[-1][-1].out_channels, num_classes)
         init_he(self)
 
-    def forward_features(self, images: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, C)
+    def feature_map(self, images: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, C, H / 32, W / 32)
         x = relu(self.bn1(self.conv1(images)))
-        x = F.max_pool2d(x, 3, stride=2, padding=1)
-        return self.stages(x).mean((2, 3))
+        return self.stages(F.max_pool2d(x, 3, stride=2, padding=1))
+
+    def forward_features(self, images: Tensor) -> Tensor:  # -> (B, C)
+        return self.feature_map(images).mean((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:  # -> (B, num_classes) logits
         return self.fc(self.forward_features(images))
+
+    def score_map(self, images: Tensor) -> Tensor:
+        """The network as a convolution (section 3.4, multi-scale testing): the logits of each 224 x 224 window, 32 pixels apart, of images
+        of at least that size. (B, 3, H, W) -> (B, num_classes, H / 32 - 6, W / 32 - 6)."""
+        windows = F.avg_pool2d(self.feature_map(images), 7, stride=1)  # what a crop of 224 pixels is averaged over
+        return F.conv2d(windows, self.fc.weight[:, :, None, None], self.fc.bias)
 
 
 class CifarResNet(nn.Module):
