@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from zoo.data.base import Data
-from zoo.data.pixels import digits
+from zoo.data.image_sets import digits
 from zoo.errors import ZooError
 from zoo.evaluation import generation
 from zoo.evaluation.generation import (
@@ -149,7 +149,7 @@ def test_real_items_are_pixels_whatever_the_normalisation(normalise):
 
 def test_quality_tells_real_items_noise_and_a_single_item_apart():
     data = small_digits()
-    images = data.test.images.double() / 255
+    images = data.test.images / 255  # in float32, as the data set gives them
     test = sample_quality(Replay(images), data, seeded(), samples=360)
     assert test["classes"] == 10
     for name in ("frechet", "inception", "nearest"):

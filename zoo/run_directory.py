@@ -34,7 +34,7 @@ def claim(cfg: Mapping[str, Any]) -> Path:
         older = next(p for n in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.old-{n}")).exists())
         folder.rename(older)
         print(f"the old run is now {older}")
-    if (folder / "config.yaml").exists():
+    if (folder / "config.yaml").exists() and any((folder / begun).exists() for begun in ("metrics.jsonl", "checkpoints")):
         _refuse_changes(folder, read_config(folder), cfg)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,7 @@ TRAINER = {
     "log_every": WHOLE,
     "eval_every": Key(int, low=1, null=True),
     "save_every": Key(int, low=1, null=True),
+    "draw_every": Key(int, low=1, null=True),
     "keep": WHOLE,
     "monitor": Key(str, null=True),
     "precision": Key(str, choices=("fp64", "fp32", "tf32", "bf16", "fp16")),

@@ -6,8 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from zoo.data.download import lock
@@ -18,15 +17,21 @@ FOLDER = Path("~/.cache/paper-zoo/statistics")
 def kept(key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """`compute()`, or what it gave for the same key before. Of several processes one computes and the others wait; a damaged file is
     computed anew; where nothing can be written, nothing is kept."""
-    path = FOLDER.expanduser() / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
+    path = FOLDER.expanduser() / hashlib.sha256(key.encode()).hexdigest()
     if not _writable(path.parent):
         return compute()
     with lock(path):
-        with contextlib.suppress(SafetensorError, OSError):
-            return load_file(path)
-        tensors = compute()
-        _write(path, tensors)
-        return tensors
+        content, digest = _read(path)
+        if digest != hashlib.sha256(content).digest():
+            content = save(compute())
+            _write(path, content + hashlib.sha256(content).digest())
+    return load(content)
+
+
+def _read(path: Path) -> tuple[bytes, bytes]:
+    """What was kept, and its sha256, which stands at the end of the file."""
+    data = path.read_bytes() if path.is_file() else b""
+    return data[:-32], data[-32:]
 
 
 def _writable(folder: Path) -> bool:
@@ -35,10 +40,10 @@ def _writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK)
 
 
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+def _write(path: Path, content: bytes) -> None:
     fresh = path.with_suffix(".new")
     try:
-        save_file(tensors, fresh)
+        fresh.write_bytes(content)
         os.replace(fresh, path)
-    except (SafetensorError, OSError):
+    except OSError:  # a full disk: nothing is kept
         fresh.unlink(missing_ok=True)

@@ -67,7 +67,7 @@ def _from_workers(split: Split, addresses: Iterable[Address], device: torch.devi
         _Loaded(split),
         batch_size=None,
         sampler=noted(),
-        num_workers=split.workers,
+        num_workers=min(split.workers, os.cpu_count() or 1),  # torch warns of more
         collate_fn=_unchanged,
         pin_memory=device.type == "cuda",
         timeout=timeout,

@@ -6,6 +6,7 @@ M samples, N real items, D pixels, F features.
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,11 +29,11 @@ def parzen_log_likelihood(objective: nn.Module, data: Data, generator: torch.Gen
     items), as in the GAN authors' script. The standard error is that of the mean over test items: it says nothing about the samples or
     the run, and with D pixels this estimate has high variance and ranks models poorly (Theis et al., 2016, arXiv:1511.01844).
     """
-    drawn = sampled(objective, samples, generator)
+    draws = sampled(objective, samples, generator)
     tuning = pixels(data.valid)[:validation] if data.valid is not None else pixels(data.train)[-validation:]
     sigmas = 10 ** torch.linspace(-1, 0, 10, dtype=torch.double)
-    sigma = sigmas[parzen(tuning, drawn, sigmas).mean(0).argmax()]
-    values = parzen(pixels(held_out(data)), drawn, sigma[None])
+    sigma = sigmas[parzen(tuning, draws, sigmas).mean(0).argmax()]
+    values = parzen(pixels(held_out(data)), draws, sigma[None])
     return {
         "parzen_log_likelihood": values.mean().item(),
         "parzen_standard_error": values.std(correction=0).item() / math.sqrt(len(values)),
@@ -67,20 +68,20 @@ def sample_quality(objective: nn.Module, data: Data, generator: torch.Generator,
         nearest: mean Euclidean distance of samples to their nearest training item; nearest_test: of test items. Much smaller means copies.
     """
     train, labels = real_items(data.train)
-    test, drawn = pixels(held_out(data)), sampled(objective, samples, generator)
+    test, draws = pixels(held_out(data)), sampled(objective, samples, generator)
     fitted = torch.as_tensor(np.random.default_rng(0).permutation(len(train))[:FITTED])
     hidden, predict = classifier(train[fitted], labels[fitted])
     real = hidden(torch.cat([train, test]))
-    predicted = predict(drawn)
+    predicted = predict(draws)
     shares = predicted.argmax(1).bincount() / samples
     return {
         "classes": float((shares >= 0.01).sum()),
-        "frechet": frechet_distance(hidden(drawn), real),
+        "frechet": frechet_distance(hidden(draws), real),
         "frechet_gaussian": frechet_distance(hidden(gaussian_draws(train[fitted], samples, generator)), real),
         "frechet_test": frechet_distance(hidden(test), real),
         "inception": inception_score(predicted),
         "inception_test": inception_score(predict(test)),
-        "nearest": nearest(drawn, train).mean().item(),
+        "nearest": nearest(draws, train).mean().item(),
         "nearest_test": nearest(test, train).mean().item(),
     }
 
@@ -103,17 +104,21 @@ def classifier(images: Tensor, labels: Tensor, epochs: int = 60) -> tuple[Callab
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of the means and covariances of features (N, F) and (M, F).
+    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of the means and covariances of features (N, F) and (M, F)."""
+    a, b = a.double(), b.double()
+    return frechet(a.mean(0), a.T.cov(), b.mean(0), b.T.cov())
+
+
+def frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
+    """The same of moments (F,) and (F, F), float64 (Dowson and Landau, 1982; Heusel et al., 2017, arXiv:1706.08500, equation 6).
 
     The trace of that root is the sum of the roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2), which is symmetric: real, not negative
     but for rounding, and without trouble where a covariance is singular.
     """
-    a, b = a.double(), b.double()
-    cov_a, cov_b = a.T.cov(), b.T.cov()
     values, vectors = torch.linalg.eigh(cov_a)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     overlap = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    difference = a.mean(0) - b.mean(0)
+    difference = mean_a - mean_b
     return (difference @ difference + cov_a.trace() + cov_b.trace() - 2 * overlap).item()
 
 
@@ -148,15 +153,23 @@ def distance_rows(items: Tensor, others: Tensor) -> Iterator[Tensor]:
 
 
 def sampled(objective: nn.Module, count: int, generator: torch.Generator) -> Tensor:
-    """Samples (count, D) of the objective.
+    """Samples (count, D) of the objective, in fp64 on the CPU."""
+    return torch.cat([images.cpu() for images in drawn(objective, count, generator)]).flatten(1).double()
+
+
+def drawn(objective: nn.Module, count: int, generator: torch.Generator, **options: Any) -> Iterator[Tensor]:
+    """`count` samples of the objective, CHUNK images (B, C, H, W) at a time; options are those of its `sample`.
 
     Raises:
-        ZooError: if there are values outside [0, 1], or none (NaN).
+        ZooError: if there are values outside [0, 1], or none (NaN), or fewer images than were asked for.
     """
-    drawn = torch.cat([objective.sample(size, generator).cpu() for size in chunks(count)]).flatten(1).double()
-    if not ((drawn >= 0) & (drawn <= 1)).all():
-        raise ZooError(f"samples must have pixels in [0, 1], not from {drawn.min().item():.3g} to {drawn.max().item():.3g}")
-    return drawn
+    for size in chunks(count):
+        images = objective.sample(size, generator, **options)
+        if len(images) != size:
+            raise ZooError(f"{size} samples were asked for, but {len(images)} came")
+        if not ((images >= 0) & (images <= 1)).all():
+            raise ZooError(f"samples must have pixels in [0, 1], not from {images.min().item():.3g} to {images.max().item():.3g}")
+        yield images
 
 
 def chunks(count: int) -> list[int]:
@@ -171,10 +184,9 @@ def pixels(split: Split) -> Tensor:
 def real_items(split: Split) -> tuple[Tensor, Tensor]:
     """All items of a split: pixels (N, D) in [0, 1], without normalisation and augmentation, and labels (N,)."""
     images, labels = [], []
-    mean, std = split.normaliser.mean.cpu(), split.normaliser.std.cpu()
     for [address] in split.sweeps(CHUNK):
         batch = split.fetch(address)
-        images.append((batch["image"].cpu().double() * std + mean).flatten(1))
+        images.append(split.normaliser.inverse(batch["image"].cpu().double()).flatten(1))
         labels.append(batch["label"].cpu())
     return torch.cat(images), torch.cat(labels)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zoo.data.loader import stream
 from zoo.errors import ConfigError, NoCheckpointError
+from zoo.evaluation.progress import draw
 from zoo.evaluation.statistics import evaluate, extra_metrics
 from zoo.run_directory import claim
 from zoo.training import checkpoint as checkpoints
@@ -160,6 +161,8 @@ class Trainer:
                     self.recorder.log(self.step, self.step * self.data_turns / self.plan.batches_per_epoch)
                 if self._due("eval_every") or (self.step == last and self.options["monitor"]):
                     self._judge(self.evaluate(self.data.valid, "valid"))
+                if self._due("draw_every"):
+                    draw(self.average.objective if self.average else self.objective, self.data, self.cfg, self.world, self.step)
                 if ends or self._due("save_every"):
                     self.save()
         if self.step < last:
