@@ -3,7 +3,7 @@ an average of the weights, a record every 50 steps; an MLP 64-64-10 on digits, b
 
 Both sides in one process, blocks of 200 steps in turn, the order reversed every other time; a second bare loop is the noise floor.
 
-python benchmarks/trainer_overhead.py [--repeats 21]
+python -m benchmarks trainer [--repeats 21]
 """
 
 import argparse
@@ -11,13 +11,9 @@ import contextlib
 import io
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +42,7 @@ class Mlp(nn.Module):
 
 def configuration(folder: str) -> dict:
     return compose([
-        "name=benchmark", f"run_dir={folder}", "data=digits", "data.batch_size=32", "model._target_=benchmarks.trainer_overhead.Mlp",
+        "name=benchmark", f"run_dir={folder}", "data=digits", "data.batch_size=32", "model._target_=benchmarks.trainer.Mlp",
         "objective._target_=zoo.objectives.Classification", "optim={name: adamw, lr: 1e-3, weight_decay: 0.01}",
         "schedule={name: cosine, warmup: 100}", "trainer.clip=1.0", "trainer.ema=0.999", f"trainer.log_every={LOG_EVERY}",
         "trainer.steps=10000000", "trainer.eval_every=null", "trainer.save_every=null", "trainer.device=cpu",
@@ -137,6 +133,3 @@ def main() -> None:
     }
     print(json.dumps(result, indent=1))
 
-
-if __name__ == "__main__":
-    main()

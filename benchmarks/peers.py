@@ -1,0 +1,146 @@
+"""Our models beside their peers: a training step (forward, backward, optimizer) and inference, in fp32 and under bf16 autocast.
+
+All sides in one process; each repeat gives all of them the same fresh batch, every other one in reverse order. Ours runs as our trainer runs it
+optimizer, channels_last where the configuration says so), peers with torch's defaults. A second instance of the reference is the noise floor: where its
+quartiles leave 0.95-1.05, the result is "not measured". "Not slower" means that the upper quartile of the paired ratios is 1 at most.
+
+python -m benchmarks peers [--cases resnet18,vit_s16] [--modes fp32,bf16] [--device cpu] [--repeats 15] [--record results/benchmarks/peers.json]
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.cases import CASES, Case
+from zoo.training.optim import build_optimizer
+from zoo.training.precision import autocast
+from zoo.training.report import environment
+
+Run = Callable[[Tensor, Tensor], None]
+
+
+def training(model: nn.Module, optimizer: torch.optim.Optimizer, mode: str, channels_last: bool) -> Run:
+    model.train()
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        with autocast(mode, images.device):
+            loss = F.cross_entropy(model(_laid_out(images, channels_last)).float(), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def inference(model: nn.Module, mode: str, channels_last: bool) -> Run:
+    model.eval()
+
+    def forward(images: Tensor, labels: Tensor) -> None:
+        with torch.inference_mode(), autocast(mode, images.device):
+            model(_laid_out(images, channels_last))
+
+    return forward
+
+
+def _laid_out(images: Tensor, channels_last: bool) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last) if channels_last else images
+
+
+def plain_optimizer(name: str, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """As a user of a peer would build it."""
+    return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9) if name == "sgd" else torch.optim.AdamW(parameters, lr=1e-4)
+
+
+def fused_optimizer(name: str, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    section = {"name": "sgd", "lr": 1e-3, "momentum": 0.9} if name == "sgd" else {"name": "adamw", "lr": 1e-4, "weight_decay": 0.01}
+    return build_optimizer(section, parameters)
+
+
+def sides(case: Case, work: str, mode: str, device: torch.device) -> tuple[dict[str, Run], dict[str, int]]:
+    """name -> what runs, and the parameter counts; `reference again` is the noise floor."""
+    reference, *_ = case.peers
+    built = {"ours": case.ours, **case.peers, f"{reference} again": case.peers[reference]}
+    runs, counts = {}, {}
+    for name, build in built.items():
+        model, channels_last = build().to(device), case.channels_last and name == "ours"
+        if channels_last:
+            model.to(memory_format=torch.channels_last)
+        make = fused_optimizer if name == "ours" else plain_optimizer
+        optimizer = make(case.optimizer, list(model.parameters()))
+        runs[name] = training(model, optimizer, mode, channels_last) if work == "step" else inference(model, mode, channels_last)
+        counts[name] = sum(p.numel() for p in model.parameters())
+    return runs, counts
+
+
+def measure(case: Case, work: str, mode: str, device: torch.device, repeats: int) -> dict:
+    """Milliseconds and paired ratios, quartiles each."""
+    runs, counts = sides(case, work, mode, device)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 2):
+        images, labels = torch.randn(case.batch, 3, case.size, case.size, device=device), torch.randint(1000, (case.batch,), device=device)
+        for name in list(runs)[:: 1 if repeat % 2 else -1]:
+            elapsed = _seconds(lambda: runs[name](images, labels), device)  # noqa: B023
+            if repeat >= 2:  # the first two warm up
+                times[name].append(elapsed)
+    reference, *_ = case.peers
+    quartiles = lambda values: [round(q, 4) for q in statistics.quantiles(values, n=4)]
+    ratio = lambda name, base: quartiles([a / b for a, b in zip(times[name], times[base])])
+    return {
+        "parameters": counts,
+        "milliseconds": {name: [round(1e3 * q, 2) for q in statistics.quantiles(values, n=4)] for name, values in times.items()},
+        "ratio_to": {peer: ratio("ours", peer) for peer in case.peers},
+        "noise_floor": ratio(f"{reference} again", reference),
+    }
+
+
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def verdict(result: dict) -> str:
+    low, _, high = result["noise_floor"]
+    if low < 0.95 or high > 1.05:
+        return "not measured"
+    worst = max(quartiles[2] for quartiles in result["ratio_to"].values())
+    return "not slower" if worst <= 1 else f"{100 * (worst - 1):.0f} % slower at the upper quartile"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--modes", default="fp32,bf16")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--record", type=Path)
+    options = parser.parse_args()
+    if unknown := [name for name in options.cases.split(",") if name not in CASES]:
+        parser.error(f"no case {unknown[0]!r}: choose from {', '.join(CASES)}")
+    device, results = torch.device(options.device), {}
+    for name in options.cases.split(","):
+        for work in ("step", "inference"):
+            for mode in options.modes.split(","):
+                torch.manual_seed(0)
+                result = measure(CASES[name], work, mode, device, options.repeats)
+                results[f"{name} {work} {mode}"] = result | {"verdict": verdict(result)}
+                ours = result["milliseconds"]["ours"][1]
+                ratios = ", ".join(f"{peer} {q[1]:.2f} [{q[0]:.2f}, {q[2]:.2f}]" for peer, q in result["ratio_to"].items())
+                floor = result["noise_floor"]
+                print(f"{name:<10} {work:<10} {mode}  {ours:8.1f} ms  ratio to {ratios}  noise [{floor[0]:.2f}, {floor[2]:.2f}]  {verdict(result)}", flush=True)
+                if options.record:
+                    report = {"repeats": options.repeats, **environment(device), "results": results}
+                    options.record.write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
