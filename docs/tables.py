@@ -26,7 +26,7 @@ def papers_table() -> str:
 
 
 def recorded() -> dict[str, list[dict]]:
-    """Configuration name -> the recorded evaluations in results/, one a seed."""
+    """Configuration name -> the recorded evaluations in results/, one a seed and split."""
     found: dict[str, list[dict]] = {}
     for file in sorted((ROOT / "results").glob("**/*.json")):
         record = json.loads(file.read_text())
@@ -36,27 +36,46 @@ def recorded() -> dict[str, list[dict]]:
 
 
 def results_table(names: list[str]) -> str:
-    """The paper's number and ours, a row a configuration; rows that nobody ran say so."""
+    """The paper's number and ours, a row a configuration, metric and split; rows that nobody ran say so."""
     rows = ["| configuration | metric | paper | here | seeds | steps | hardware |", "|---|---|---|---|---|---|---|"]
+    found = recorded()
     for name in names:
         cfg = compose([f"paper={name}"])
-        runs, expect = recorded().get(cfg["name"], []), cfg["expect"] or {}
-        metrics = [expect["metric"]] if "metric" in expect else sorted({m for run in runs for m in run["metrics"] if m in SHOWN})
+        runs, expect = found.get(cfg["name"], []), cfg["expect"] or {}
         paper = f"{expect['paper']:g} ({expect['source']})" if expect else ""
         if not runs:
             rows.append(f"| `{name}` | {expect.get('metric', '')} | {paper} | not yet run | | | |")
-        for metric in metrics if runs else []:
-            values = [run["metrics"][metric] for run in runs if metric in run["metrics"]]
-            shown = f"{statistics.median(values):.4g}" + (f" ({min(values):.4g} to {max(values):.4g})" if len(values) > 1 else "")
-            seeds = ", ".join(str(run["seed"]) for run in runs)
-            hardware = runs[0]["trained_on"]["hardware"]
-            rows.append(f"| `{name}` | {metric} | {paper} | {shown} | {seeds} | {runs[0]['step']} | {hardware} |")
+        for split in sorted({run["split"] for run in runs}, reverse=True):
+            part = [run for run in runs if run["split"] == split]
+            metrics = [expect["metric"]] if "metric" in expect else sorted({m for run in part for m in run["metrics"] if _shown(m)})
+            rows += [_row(name, metric if split == "test" else f"{metric} ({split})", paper, metric, part) for metric in metrics]
+    return "\n".join(rows)
+
+
+def _row(name: str, title: str, paper: str, metric: str, runs: list[dict]) -> str:
+    values = [run["metrics"][metric] for run in runs if metric in run["metrics"]]
+    shown = f"{statistics.median(values):.4g}" + (f" ({min(values):.4g} to {max(values):.4g})" if len(values) > 1 else "")
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    return f"| `{name}` | {title} | {paper} | {shown} | {seeds} | {runs[0]['step']} | {runs[0]['trained_on']['hardware']} |"
+
+
+def claims_table() -> str:
+    """What the claim tests measured."""
+    rows = ["| claim test | measured | hardware |", "|---|---|---|"]
+    for file in sorted((ROOT / "results" / "claims").glob("*.json")):
+        record = json.loads(file.read_text())
+        figures = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in record["figures"].items())
+        rows.append(f"| `{record['command'].split('::')[-1]}` | {figures} | {record['hardware']} |")
     return "\n".join(rows)
 
 
 # What is told of runs that have no number of the paper's beside them.
 SHOWN = ("accuracy", "bits_per_char", "perplexity", "mse", "solved", "classes", "frechet", "frechet_gaussian", "nearest", "nearest_test",
-         "log_likelihood", "bits_per_dim")  # fmt: skip
+         "log_likelihood", "bits_per_dim", "knn_accuracy", "linear_probe_accuracy")  # fmt: skip
+
+
+def _shown(metric: str) -> bool:
+    return metric in SHOWN or metric.startswith("fid")
 
 
 def replaced(text: str, name: str, table: str) -> str:
@@ -76,7 +95,8 @@ def main() -> None:
         card = ROOT / "zoo" / "papers" / key / "README.md"
         card.write_text(replaced(card.read_text(), "results", results_table([n for n in names if n.split("/")[0] == key])))
     heading = "# Results\n\nMade from `results/` by `python docs/tables.py`; each file there holds command, configuration, commit, hardware."
-    (ROOT / "docs" / "results.md").write_text(f"{heading}\n\n{results_table(names)}\n")
+    claims = "## Claims\n\nMade from `results/claims/`, which `ZOO_RECORD=1 pytest -m claim` writes."
+    (ROOT / "docs" / "results.md").write_text(f"{heading}\n\n{results_table(names)}\n\n{claims}\n\n{claims_table()}\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
+import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,23 @@ torch.set_num_threads(1)
 def _reproducible():
     """Every test starts from the same random state, whatever ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def claim(request):
+    """Keeps the figures of a claim test in results/claims/<test>.json where ZOO_RECORD is set."""
+
+    def keep(**figures):
+        if os.environ.get("ZOO_RECORD"):
+            from zoo.training.report import environment
+
+            name = request.node.name
+            found = {"claim": name, "figures": figures, "command": f"pytest -m claim {request.node.nodeid}", **environment(torch.device("cpu"))}
+            file = Path(__file__).parent.parent / "results" / "claims" / f"{name}.json"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps(found, indent=1) + "\n")
+
+    return keep
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus):
