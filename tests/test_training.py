@@ -5,15 +5,18 @@ import math
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.toys import TOYS, toy
 from zoo.data.loader import stream
+from zoo.errors import ConfigError
 from zoo.schema import check_optim, check_schedule
 from zoo.training.distributed import World
 from zoo.training.ema import Average
+from zoo.training.init import read_weights, start_from
 from zoo.training.logging import Tracker
 from zoo.training.loop import Trainer, run
 from zoo.training.optim import build_optimizer, set_rates
@@ -283,3 +286,34 @@ def test_values_reach_the_model_in_the_type_of_its_signature():
     from zoo.config import compose
 
     assert isinstance(compose(["paper=resnet", "model.depth=2e1"])["model"]["depth"], int)
+
+
+# --- starting from weights
+
+
+def test_weights_of_another_resolution_are_adapted_by_their_network(tmp_path):
+    from safetensors.torch import save_file
+
+    from zoo.objectives.classification import Classification
+    from zoo.papers.vit import ViT, interpolate_positions
+
+    tiny = {"patch_size": 4, "depth": 1, "d_model": 8, "n_heads": 2, "num_classes": 3}
+    small, large = ViT(16, **tiny), Classification(ViT(24, **tiny))
+    save_file(small.state_dict(), tmp_path / "small.safetensors")
+    start_from(large, str(tmp_path / "small.safetensors"), [])
+    assert large.model.positions.table.equal(interpolate_positions(small.positions.table, (6, 6)))
+    assert large.model.embedding.weight.equal(small.embedding.weight)
+    other = Classification(ViT(24, **{**tiny, "depth": 2}))
+    with pytest.raises(ConfigError, match="has no tensor 'blocks.1.norm1.weight'"):
+        start_from(other, str(tmp_path / "small.safetensors"), [])
+
+
+def test_arrays_of_numpy_are_read_and_objects_refused(tmp_path):
+    np.savez(tmp_path / "good.npz", **{"a/b": np.arange(6.0).reshape(2, 3)})
+    state, path = read_weights(str(tmp_path / "good.npz"))
+    assert state["a/b"].equal(torch.arange(6.0, dtype=torch.double).reshape(2, 3)) and path.name == "good.npz"
+    np.savez(tmp_path / "bad.npz", a=np.array([print], dtype=object))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:60])
+    for name in ("bad.npz", "cut.npz"):
+        with pytest.raises(ConfigError, match=f"{name} cannot be read as npz"):
+            read_weights(str(tmp_path / name))

@@ -16,7 +16,7 @@ from zoo.run_directory import read_config
 from zoo.training import checkpoint as checkpoints
 from zoo.training.build import build_data, build_objective, check_fit
 from zoo.training.distributed import World
-from zoo.training.init import named_as, read_weights
+from zoo.training.init import adapted, named_as, read_weights
 from zoo.training.state import load_module, seed_everything
 
 
@@ -80,7 +80,7 @@ def load_trained(cfg: Mapping[str, Any], world: World, folder: Path | None, whic
         state, step, partial, told = _weights_of_run(cfg, folder, which)
     data = build_data(cfg)
     check_fit(objective, data)
-    load_module(objective, named_as(objective, state), told)
+    load_module(objective, adapted(objective, state), told)
     objective.to(device=world.device, dtype=torch.get_default_dtype()).eval()
     for split in (data.train, data.valid, data.test):
         if split is not None:

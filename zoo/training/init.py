@@ -4,6 +4,7 @@ import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from zoo.training.checkpoint import digest
 
 
 def read_weights(source: str, which: str = "auto") -> tuple[dict[str, Tensor], Path]:
-    """The weights of a run directory or of a .safetensors file, and the file they came from.
+    """The weights of a run directory, of a .safetensors file or of an .npz file of arrays, and the file they came from.
 
     Args:
         which: of a run: "auto" (averaged if there are any, else raw), "ema" or "raw".
@@ -25,12 +26,18 @@ def read_weights(source: str, which: str = "auto") -> tuple[dict[str, Tensor], P
     if path.is_dir():
         names = {"auto": ("ema", "model"), "ema": ("ema",), "raw": ("model",)}[which]
         path = next((path / f"{name}.safetensors" for name in names if (path / f"{name}.safetensors").is_file()), path)
-    if not path.is_file() or path.suffix != ".safetensors":
+    if not path.is_file() or path.suffix not in (".safetensors", ".npz"):
         raise ConfigError(f"{source}: no weights there; give a finished run's directory or a .safetensors file")
     try:
-        return load_file(path), path
+        return (load_file if path.suffix == ".safetensors" else _load_arrays)(path), path
     except Exception as error:  # safetensors has an error class of its own for each layer
-        raise ConfigError(f"{path} cannot be read as safetensors: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{path} cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from None
+
+
+def _load_arrays(path: Path) -> dict[str, Tensor]:
+    """What JAX projects publish. Pickled objects in it are refused, not loaded."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
 def named_as(objective: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -38,6 +45,19 @@ def named_as(objective: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor
     networks = [name for name, _ in objective.named_children()]
     if len(networks) == 1 and not any(name.startswith(f"{networks[0]}.") for name in state):
         return {f"{networks[0]}.{name}": value for name, value in state.items()}
+    return state
+
+
+def adapted(objective: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the same networks in another setting, a ViT's of another resolution say, as each network's `adapt_state` changes them."""
+    state = named_as(objective, state)
+    for name, network in objective.named_children():
+        if hasattr(network, "adapt_state"):
+            own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+            try:
+                state |= {f"{name}.{key}": value for key, value in network.adapt_state(own).items()}
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
     return state
 
 
@@ -50,7 +70,7 @@ def start_from(objective: nn.Module, source: str | None, skip: Sequence[str]) ->
     if source is None:
         return None
     weights, path = read_weights(source)
-    weights = named_as(objective, weights)
+    weights = adapted(objective, weights)
     tied: dict[int, list[str]] = {}  # such tensors stand in the file under one of their names
     for name, value in objective.state_dict(keep_vars=True).items():
         names = tied.setdefault(id(value), [])
