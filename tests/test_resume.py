@@ -237,6 +237,32 @@ def test_the_last_step_is_judged_too(whole_runs):
 # ---- another configuration, another number of micro-batches ----
 
 
+def test_a_run_older_than_a_key_of_the_trainer_goes_on(tmp_path):
+    """Its config.yaml lacks the key, which then has its default; another value is a change like any other."""
+    import yaml
+
+    from zoo.run_directory import claim, read_config
+
+    cfg = toy("classifier", tmp_path / "run")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    old = {**cfg, "trainer": {key: value for key, value in cfg["trainer"].items() if key != "nonfinite"}}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(old))
+    assert read_config(tmp_path / "run")["trainer"]["nonfinite"] == "stop"
+    claim(cfg)
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(old))
+    with pytest.raises(ConfigError, match="trainer.nonfinite 'stop' -> 'skip'"):
+        claim(toy("classifier", tmp_path / "run", "trainer.nonfinite=skip"))
+
+
+def test_a_directory_in_which_nothing_was_computed_yet_takes_any_configuration(tmp_path):
+    from zoo.run_directory import claim, read_config
+
+    claim(toy("classifier", tmp_path / "run"))
+    claim(toy("classifier", tmp_path / "run", "optim.lr=0.5"))
+    assert read_config(tmp_path / "run")["optim"]["lr"] == 0.5
+
+
+
 def test_a_changed_configuration_is_refused_with_the_difference_and_a_command(damaged):
     with pytest.raises(ConfigError, match=r"optim.lr 0.001 -> 0.5.*name=toy/classifier-lr-0.5.*resume=never"):
         run(toy("classifier", damaged, *KEYS, "optim.lr=0.5"))

@@ -317,3 +317,19 @@ def test_arrays_of_numpy_are_read_and_objects_refused(tmp_path):
     for name in ("bad.npz", "cut.npz"):
         with pytest.raises(ConfigError, match=f"{name} cannot be read as npz"):
             read_weights(str(tmp_path / name))
+
+
+# --- pictures while training
+
+
+@pytest.mark.parametrize("name, drawn", [("diffusion", ["progressive", "samples"]), ("game", ["interpolation", "samples"]), ("classifier", [])])
+def test_samples_are_drawn_while_training_and_change_nothing_else(name, drawn, tmp_path):
+    from safetensors.torch import load_file
+
+    for folder, every in (("plain", "null"), ("drawn", "3")):
+        run(toy(name, tmp_path / folder, f"trainer.draw_every={every}"))
+    found = sorted(path.name for path in (tmp_path / "drawn" / "pictures").glob("*-*.png"))
+    assert found == sorted(f"{picture}-{step:08d}.png" for picture in drawn for step in (3, 6))
+    assert not list((tmp_path / "plain" / "pictures").glob("*-*.png"))
+    plain, other = (load_file(tmp_path / folder / "model.safetensors") for folder in ("plain", "drawn"))
+    assert all(plain[key].equal(other[key]) for key in plain)

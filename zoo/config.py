@@ -22,6 +22,13 @@ def config_dir() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
 
 
+def trainer_defaults() -> dict[str, Any]:
+    """The keys of configs/trainer/default.yaml."""
+    import yaml
+
+    return yaml.safe_load((config_dir() / "trainer" / "default.yaml").read_text())
+
+
 def paper_configs() -> dict[str, str]:
     """Name -> first comment line of every paper configuration: {"resnet": "...", "resnet/cifar10_resnet20": "..."}."""
     root = config_dir() / "paper"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from zoo.config import trainer_defaults
 from zoo.errors import ConfigError
 
 # What may change when a run is resumed: how it runs, not what it computes.
@@ -46,7 +47,7 @@ def claim(cfg: Mapping[str, Any]) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration that a run was started with.
+    """The configuration that a run was started with. Keys of the trainer that are younger than the run have their default values.
 
     Raises:
         ConfigError: if the folder holds no run.
@@ -62,7 +63,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         cfg = None
     if not isinstance(cfg, dict):
         raise ConfigError(f"{file} is damaged: it is not a configuration")
-    return cfg
+    trainer = cfg.get("trainer")
+    return {**cfg, "trainer": {**trainer_defaults(), **trainer}} if isinstance(trainer, dict) else cfg
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
