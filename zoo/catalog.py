@@ -27,6 +27,21 @@ PAPERS = {
     paper.key: paper
     for paper in [
         Paper(
+            key="alexnet",
+            title="ImageNet Classification with Deep Convolutional Neural Networks",
+            authors="Krizhevsky, Sutskever, Hinton",
+            year=2012,
+            source="NIPS 2012",
+            area="vision",
+            summary="a deep convolutional network with ReLU and dropout wins ImageNet",
+            presets={
+                "alexnet": 60_965_224,
+                "alexnet_one_tower": 61_100_840,
+                "cifar_relu": 1_901_386,
+                "cifar_tanh": 1_901_386,
+            },
+        ),
+        Paper(
             key="ddpm",
             title="Denoising Diffusion Probabilistic Models",
             authors="Ho, Jain, Abbeel",
@@ -107,6 +122,26 @@ PAPERS = {
                 "plain44": 658_586,
                 "plain56": 853_018,
                 "plain110": 1_727_962,
+            },
+        ),
+        Paper(
+            key="vit",
+            title="An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
+            authors="Dosovitskiy, Beyer, Kolesnikov, Weissenborn, Zhai, Unterthiner, Dehghani, Minderer, Heigold, Gelly, Uszkoreit, Houlsby",
+            year=2020,
+            source="arXiv:2010.11929",
+            area="vision",
+            summary="patches of an image as the words of a Transformer",
+            presets={
+                "vit_ti16": 5_717_416,
+                "vit_s16": 22_050_664,
+                "vit_s32": 22_878_952,
+                "vit_b16": 86_567_656,
+                "vit_b32": 88_224_232,
+                "vit_l16": 304_326_632,
+                "vit_l32": 306_535_400,
+                "vit_h14": 632_045_800,
+                "vit_r50_b16": 98_659_112,
             },
         ),
     ]
