@@ -355,9 +355,9 @@ def updates_to_25_percent(activation, lr, seed, limit):
 
 
 @pytest.mark.claim
-def test_relu_reaches_25_percent_training_error_in_fewer_updates_than_tanh():
-    """Figure 1 with half the kernels and 4,000 photographs. The rates are the best with seed 0 of 0.001, 0.003, 0.006 for ReLU and of 0.001,
-    0.003, 0.01, 0.03 for tanh; there tanh needed 1.9 times as many updates, and 1.8 times as many with seed 1, not the paper's six times."""
-    relu = updates_to_25_percent("relu", 0.006, seed=1, limit=600)
-    assert relu is not None
-    assert updates_to_25_percent("tanh", 0.03, seed=1, limit=int(1.4 * relu)) is None, relu
+def test_relu_reaches_25_percent_training_error_in_fewer_updates_than_tanh(claim):
+    """Figure 1 with half the kernels and 4,000 photographs. The rates are the best of 0.001, 0.003, 0.006, 0.01 for ReLU and of 0.001, 0.003,
+    0.01, 0.03, 0.06, 0.1 for tanh; there tanh needed 1.8 to 1.9 times as many updates (seeds 0 to 2), not the paper's six times."""
+    relu, tanh = (updates_to_25_percent(activation, lr, seed=3, limit=1200) for activation, lr in (("relu", 0.006), ("tanh", 0.03)))
+    claim(seed=3, updates_with_relu=relu, updates_with_tanh=tanh, factor=tanh / relu)
+    assert tanh > 1.4 * relu, (relu, tanh)

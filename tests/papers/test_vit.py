@@ -609,12 +609,14 @@ def accuracy_of(tmp_path_factory):
 #   100 digits: ViT 54.7, 53.6, 51.7; ResNet-14 85.6, 79.4, 84.2.    1,297 digits: ViT 96.4, 90.8, 92.8; ResNet-14 96.4, 96.4, 96.9.
 #   1,297 digits without positions: 75.0, 74.4, 73.1.
 @pytest.mark.claim
-def test_a_vit_needs_more_data_than_a_convolutional_net(accuracy_of):
+def test_a_vit_needs_more_data_than_a_convolutional_net(accuracy_of, claim):
     gaps = {n: accuracy_of(f"digits_{n}_resnet14") - accuracy_of(f"digits_{n}") for n in (100, 1297)}
+    claim(seed=7, gap_at_100=gaps[100], gap_at_1297=gaps[1297])
     assert gaps[100] > 15 and gaps[100] > gaps[1297] + 10, gaps
 
 
 @pytest.mark.claim
-def test_a_vit_needs_position_embeddings(accuracy_of):
+def test_a_vit_needs_position_embeddings(accuracy_of, claim):
     with_positions, without = accuracy_of("digits_1297"), accuracy_of("digits_no_position")
+    claim(seed=7, with_positions=with_positions, without=without)
     assert with_positions > without + 8, (with_positions, without)
