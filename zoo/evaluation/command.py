@@ -198,9 +198,10 @@ def _trained_on(folder: Path) -> dict[str, Any] | None:
 def _print_table(trained: Trained, metrics: Mapping[str, float], split: str) -> None:
     expect = trained.cfg["expect"] or {}
     print(f"{trained.cfg['name']}, {split} split; weights: {trained.weights}{'; PARTIAL: the run is not finished' if trained.partial else ''}")
+    width = max(map(len, metrics), default=0)
     for key, value in metrics.items():
         paper = f"   paper: {expect['paper']:g} ({expect['source']})" if expect.get("metric") == key else ""
-        print(f"  {key:<24} {value:>12.4f}{paper}")
+        print(f"  {key:<{width}} {value:>12.4f}{paper}")
 
 
 def _pictures(trained: Trained, world: World, folder: Path, split: str) -> list[Path]:
