@@ -84,6 +84,7 @@ def test_adamw_without_a_word_does_not_decay():
     ({"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True}, torch.optim.SGD),
     ({"name": "adam", "lr": 0.1, "betas": [0.5, 0.9], "weight_decay": 0.01}, torch.optim.Adam),
     ({"name": "adamw", "lr": 0.1, "weight_decay": 0.1, "eps": 1e-6}, torch.optim.AdamW),
+    ({"name": "adagrad", "lr": 0.1, "weight_decay": 0.1}, torch.optim.Adagrad),
 ])  # fmt: skip
 def test_fused_optimizers_equal_torchs_plain_ones(section, theirs):
     ours, other = torch.nn.Linear(3, 2).double(), torch.nn.Linear(3, 2).double()
@@ -96,8 +97,14 @@ def test_fused_optimizers_equal_torchs_plain_ones(section, theirs):
         for network, optimizer in ((ours, a), (other, b)):
             optimizer.zero_grad()
             network(x).square().sum().backward()
+            optimizer.found_inf = None
             optimizer.step()
     torch.testing.assert_close(ours.weight, other.weight, rtol=1e-12, atol=1e-12)
+    before = ours.weight.clone()
+    ours.weight.grad[0, 0] = torch.nan
+    a.found_inf = torch.ones(())
+    a.step()
+    assert ours.weight.equal(before)  # a bad step changes nothing
 
 
 def test_velocity_sgd_is_the_update_of_the_paper():

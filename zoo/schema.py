@@ -111,6 +111,7 @@ OPTIMIZERS = {
     },
     "adam": ADAM,
     "adamw": ADAM,
+    "adagrad": {key: ADAM[key] for key in ("lr", "eps", "weight_decay", "decay")},
 }
 
 WARMUP = {

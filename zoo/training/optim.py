@@ -25,7 +25,27 @@ class VelocitySGD(torch.optim.SGD):
             group["lr"], group["weight_decay"] = lr, decay
 
 
-CLASSES = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+class Adagrad(torch.optim.Adagrad):
+    """torch's has no fused kernel on every device that could be told of a bad step. A gradient of zero, decay included, changes nothing."""
+
+    def __init__(self, parameters: Any, fused: bool, **arguments: Any):
+        super().__init__(parameters, foreach=True, **arguments)
+
+    def step(self) -> None:
+        bad, self.found_inf = self.found_inf, None  # its own kernels would refuse to be told
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group, decay in zip(self.param_groups, decays):
+            group["weight_decay"] = 0.0
+            for p in group["params"]:
+                if p.grad is not None:
+                    gradient = p.grad.add(p, alpha=decay) if decay else p.grad
+                    p.grad = gradient if bad is None else torch.where(bad > 0, 0.0, gradient)
+        super().step()
+        for group, decay in zip(self.param_groups, decays):
+            group["weight_decay"] = decay
+
+
+CLASSES = {"adagrad": Adagrad, "sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 def build_optimizer(section: Mapping[str, Any], parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
