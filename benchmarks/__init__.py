@@ -1,1 +1,1 @@
-"""How fast, beside what a user would take otherwise. python -m benchmarks peers | trainer | data"""
+"""How fast, beside what a user would take otherwise. python -m benchmarks peers | quantizer | trainer | data"""

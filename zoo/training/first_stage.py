@@ -7,12 +7,10 @@ from torch import nn
 
 from zoo.errors import ConfigError
 from zoo.run_directory import read_config
-from zoo.schema import check
+from zoo.schema import check_call
 from zoo.training.build import call
 from zoo.training.init import read_weights
 from zoo.training.state import load_module
-
-STATED = ("_target_", "normalise", "image_size", "channels")  # of the data: what the first stage was trained to see
 
 
 def first_stage(run: str, model: str, data: dict) -> nn.Module:
@@ -30,7 +28,7 @@ def first_stage(run: str, model: str, data: dict) -> nn.Module:
 
     Args:
         model: the class that the model must have, by its dotted name.
-        data: what the second run's data are, of _target_, normalise, image_size and channels: the first one's must be the same.
+        data: keys of the second run's data in which the first one's must be the same.
 
     Raises:
         ConfigError: if there is no such run, it is not finished, has another model, was trained on other data, or its weights don't fit.
@@ -38,17 +36,16 @@ def first_stage(run: str, model: str, data: dict) -> nn.Module:
     folder = Path(run).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"the first stage {run} does not exist: train it first, or name another run directory")
-    cfg = check(read_config(folder))
+    cfg = read_config(folder)
     if not (folder / "model.safetensors").is_file():
         raise ConfigError(f"the first stage {run} is not finished: train {cfg['name']} to its end")
     module, _, name = model.rpartition(".")
     wanted = getattr(importlib.import_module(module), name)
-    network = call("model", cfg["model"]) if "_target_" in cfg["model"] else None
+    network = call("model", check_call("model", cfg["model"], foreign=())) if "_target_" in cfg["model"] else None
     if not isinstance(network, wanted):
         raise ConfigError(f"the first stage {run} is a run of {cfg['name']}, whose model is no {name}: name the run directory of one")
-    for key in STATED:
-        theirs, ours = cfg["data"].get(key), data.get(key)
-        if theirs != ours:
+    for key, ours in data.items():
+        if (theirs := cfg["data"].get(key)) != ours:
             raise ConfigError(f"the first stage {run} was trained on data.{key}={theirs}, but here data.{key} is {ours}: both need the same")
     weights, path = read_weights(str(folder))
     load_module(network, {name.removeprefix("model."): value for name, value in weights.items()}, str(path))

@@ -171,12 +171,12 @@ class Trainer:
         return self.finish()
 
     def iteration(self) -> None:
-        """The turns of one step, in the objective's order; then the average."""
+        """The turns of one step, in the objective's order; then what the objective does after them, and the average."""
         skips = [self.turn(position, name) for position, name in enumerate(self.turns)]
-        if self.average:
-            self.average.update(skips[0] if len(skips) == 1 else torch.stack(skips).amin())
         if hasattr(self.objective, "after_step"):
             self.objective.after_step(self.step + 1)
+        if self.average:
+            self.average.update(skips[0] if len(skips) == 1 else torch.stack(skips).amin())
 
     def turn(self, position: int, name: str) -> Tensor:
         """Draws a global batch, takes this rank's share through forward and backward, updates the player; returns 1.0 if that was skipped."""
