@@ -168,3 +168,9 @@ def test_train_evaluate_and_where_everything_is(tmp_path):
     assert (folder / "pictures" / "confusion.png").is_file()
     done = command("sample", f"run={folder}")
     assert done.returncode == 2 and "generates nothing" in done.stderr
+
+
+def test_a_class_without_a_constructor_takes_its_base_classs_arguments():
+    from zoo.signature import parameters
+
+    assert set(parameters("zoo.papers.gan.AdversarialGame")) >= {"generator", "discriminator", "k", "saturating", "noise_bound", "max_norm"}

@@ -67,7 +67,7 @@ def _find(file: Path, name: str) -> tuple[Path, ast.FunctionDef | ast.ClassDef] 
 def _arguments(file: Path, node: ast.FunctionDef | ast.ClassDef) -> dict[str, Parameter]:
     function = node if isinstance(node, ast.FunctionDef) else _constructor(node)
     if function is None:
-        return {}
+        return _inherited(file, node)
     spec = function.args
     positional = spec.posonlyargs + spec.args
     required = len(positional) - len(spec.defaults)
@@ -82,6 +82,12 @@ def _arguments(file: Path, node: ast.FunctionDef | ast.ClassDef) -> dict[str, Pa
 
 def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
     return next((f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None)
+
+
+def _inherited(file: Path, node: ast.ClassDef) -> dict[str, Parameter]:
+    """The arguments of the constructor of the first base class that zoo defines."""
+    bases = (_find(file, base.id) for base in node.bases if isinstance(base, ast.Name))
+    return next((_arguments(*base) for base in bases if base), {})
 
 
 def _handed_on(file: Path, function: ast.FunctionDef, kwargs: str) -> dict[str, Parameter]:

@@ -1,23 +1,38 @@
-"""GAN: counts, the pieces of both players, the game's value and gradients, and what each turn may touch."""
+"""GAN: counts, the pieces of both players, the game's value and gradients, what each turn may touch, and the game in the plane."""
 
+import json
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from zoo import config
+from zoo.data.synthetic import mixture_2d
+from zoo.errors import ConfigError
+from zoo.papers import gan
 from zoo.papers.gan import (
     AdversarialGame,
+    ConvMaxoutDiscriminator,
     DcganDiscriminator,
     DcganGenerator,
+    DeconvGenerator,
+    FaceGenerator,
+    LinearGenerator,
     Maxout,
+    MaxoutConv,
     MaxoutDiscriminator,
     MlpGenerator,
-    dcgan_discriminator,
-    dcgan_generator,
+    PlaneGame,
+    PointDiscriminator,
     gan_mnist_discriminator,
     gan_mnist_generator,
+    mixture_coverage,
 )
+from zoo.papers.gan.model import CIFAR10_MEAN, CIFAR10_RANGE, CIFAR10_STD
+from zoo.papers.gan.plane import PIXELS, density
+from zoo.training.build import build_objective
 
 
 def mlp_game(**kwargs) -> AdversarialGame:
@@ -50,8 +65,14 @@ def randomise(module: nn.Module) -> nn.Module:
     [
         (gan_mnist_generator, 2_503_984),  # the released yaml
         (gan_mnist_discriminator, 1_231_441),
-        (dcgan_generator, 18_855_040),
-        (dcgan_discriminator, 17_232_768),
+        (gan.gan_faces_generator, 100 * 8000 + 8000 * 8000 + 8000 * 48**2 + 8000 + 8000 + 48**2),
+        (gan.gan_faces_discriminator, 48**2 * 6000 + 1200 * 6000 + 1200 + 6000 + 6000 + 1),
+        (gan.gan_cifar10_generator, 100 * 8000 + 8000 * 8000 + 8000 * 3072 + 8000 + 8000 + 3072),
+        (gan.gan_cifar10_discriminator, 3072 * 8000 + 1600 * 8000 + 1600 + 8000 + 8000 + 1),
+        (gan.gan_cifar10_conv_generator, 100 * 8000 + 8000 * 8000 + 80 * 3 * 25 + 8000 + 8000 + 3072),  # a bias a pixel
+        (gan.gan_cifar10_conv_discriminator, (3 * 64 + 32 * 64) * 64 + 32 * 25 * 384 + 192 * 25 * 2500 + 500 + 64 + 64 + 384 + 2500 + 1),
+        (gan.dcgan_generator, 18_855_040),
+        (gan.dcgan_discriminator, 17_232_768),
         (lambda: DcganGenerator(64, width=64, kernel=4), 3_576_704),  # pytorch/examples
         (lambda: DcganDiscriminator(64, width=64, kernel=4), 2_765_568),
     ],
@@ -67,6 +88,109 @@ def test_maxout_is_the_largest_of_its_pieces():
     weight, bias = layer.linear.weight.view(3, 5, 4), layer.linear.bias.view(3, 5)
     expected = torch.stack([torch.stack([x @ weight[i, j] + bias[i, j] for j in range(5)]).max(0).values for i in range(3)], 1)
     torch.testing.assert_close(layer(x), expected)
+
+
+def same(ours, expected, inputs, parameters):
+    """Outputs and all gradients in fp64."""
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
+    weights = torch.randn_like(ours)
+    gradients = [torch.autograd.grad((outputs * weights).sum(), [inputs, *parameters]) for outputs in (ours, expected)]
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+def test_convolutional_maxout_is_the_largest_of_its_pieces_and_of_each_window():
+    layer = randomise(MaxoutConv(3, maps=4, kernel=4, padding=1, pool=3, pieces=2).double())
+    x = torch.randn(2, 3, 9, 12, dtype=torch.double, requires_grad=True)
+    weight, bias = layer.conv.weight, layer.conv.bias
+    pieces = [F.conv2d(x, weight[j::2], bias[j::2], padding=1) for j in range(2)]  # (2, 4, 8, 11)
+    units = torch.maximum(*pieces)
+    windows = [[units[:, :, top : top + 3, left : left + 3].amax((2, 3)) for left in range(0, 10, 2)] for top in range(0, 8, 2)]
+    expected = torch.stack([torch.stack(row, -1) for row in windows], -2)
+    assert expected.shape == (2, 4, 4, 5)  # the last row looks at 2 rows only, where a window that must fit would leave 1 out
+    same(layer(x), expected, x, [weight, bias])
+
+
+def generator_inputs(make) -> tuple[nn.Module, torch.Tensor, list[nn.Parameter], torch.Tensor]:
+    """A randomised generator, noise, its parameters, and sigmoid(W2 relu(W1 z)) of them."""
+    network = randomise(make().double())
+    z = torch.randn(4, 5, dtype=torch.double, requires_grad=True)
+    w1, b1, w2, b2 = list(network.layers.parameters())[:4]
+    return network, z, list(network.parameters()), ((z @ w1.T + b1).relu() @ w2.T + b2).sigmoid()
+
+
+def test_the_wide_generators_are_rectifiers_below_sigmoids():
+    network, z, parameters, codes = generator_inputs(lambda: FaceGenerator(6, 2, latent=5, hidden=7))
+    same(network(z), (codes @ parameters[4].T + parameters[5]).sigmoid().view(4, 2, 6, 6), z, parameters)
+    network, z, parameters, codes = generator_inputs(lambda: LinearGenerator(6, 2, (0.0, 1.0), latent=5, hidden=7))
+    same(network(z), (codes @ parameters[4].T + parameters[5]).view(4, 2, 6, 6), z, parameters)
+
+
+def test_the_deconvolution_lays_a_kernel_at_every_third_pixel():
+    network, z, (bias, *_), codes = generator_inputs(lambda: DeconvGenerator(11, 2, (0.0, 1.0), latent=5, hidden=7, maps=4))
+    kernels = network.layers[-1].weight  # (maps, channels, 5, 5)
+    maps = codes.view(4, 4, 3, 3)
+    expected = bias.expand(4, -1, -1, -1)
+    for row in range(3):
+        for column in range(3):
+            stamp = torch.einsum("bm,mcij->bcij", maps[:, :, row, column], kernels)
+            expected = expected + F.pad(stamp, (3 * column, 6 - 3 * column, 3 * row, 6 - 3 * row))
+    same(network(z), expected, z, list(network.parameters()))
+    assert network.bias.shape == (2, 11, 11)
+
+
+@pytest.mark.parametrize("size, sides", [(32, (16, 7, 5)), (10, (5, 1, 2)), (27, (13, 5, 4))])
+def test_the_convolutional_discriminator_has_the_maps_of_the_released_recipe(size, sides):
+    """32 gives 33, pooled 16, 15, pooled 7, 9, pooled 5. The released `partial_sum` of the first two layers, 33 and 15, must divide 33^2 and 15^2."""
+    network = ConvMaxoutDiscriminator(size, 3, width=2, units=3)
+    x, found = torch.randn(2, 3, size, size), []
+    for layer in network.layers:
+        x = layer(x)
+        found += [x.shape[-1]] if isinstance(layer, MaxoutConv) else []
+    assert tuple(found) == sides and network(torch.randn(2, 3, size, size)).shape == (2,)
+
+
+def test_initial_weights_of_the_wide_players_are_those_of_the_released_recipes():
+    torch.manual_seed(0)
+    bounds = {
+        FaceGenerator(8, latent=20, hidden=400): (0.05, 0.05, None),
+        LinearGenerator(8, 3, (0, 1), latent=20, hidden=200): (0.05, 0.05, 0.5),
+        DeconvGenerator(8, 3, (0, 1), latent=20, hidden=200, maps=50): (0.05, 0.05, 0.05),
+        MaxoutDiscriminator(8, units=50): (0.005,) * 3,
+        ConvMaxoutDiscriminator(12, width=4, units=50): (0.005,) * 5,
+    }
+    for network, expected in bounds.items():
+        layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)]
+        for layer, bound in zip(layers, expected, strict=True):
+            if bound:
+                assert layer.weight.abs().max() <= bound
+                assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15)
+            if layer.bias is not None and not isinstance(network, FaceGenerator):
+                assert not layer.bias.any()
+    faces = next(iter(bounds)).layers
+    assert not faces[0].bias.any() and (faces[2].bias == -2).all() and not faces[4].bias.any()  # the logit of 1/2
+    chosen = faces[4].weight != 0
+    assert (chosen.sum(1) == 100).all() and chosen.any(0).all()
+    assert faces[4].weight[chosen].std().item() == pytest.approx(1, rel=0.05)
+    bright = FaceGenerator(8, latent=20, hidden=40, pixel_means=0.8).layers[4].bias
+    torch.testing.assert_close(bright.sigmoid(), torch.full_like(bright, 0.8))
+
+
+def test_black_and_white_of_cifar10_are_those_of_standardised_data():
+    from zoo.data.pixels import Normaliser
+
+    column = lambda values: torch.tensor(values, dtype=torch.double)[:, None, None]
+    normaliser = Normaliser(column(CIFAR10_MEAN), column(CIFAR10_STD))
+    generator = LinearGenerator(8, 3, CIFAR10_RANGE, latent=5, hidden=7)
+    game = AdversarialGame(generator, MaxoutDiscriminator(8, 3, units=4))
+    shades = torch.randint(256, (3, 8, 8), dtype=torch.uint8)
+    with torch.no_grad():
+        generator.layers[4].weight.zero_()
+        generator.layers[4].bias.copy_(normaliser(shades[None]).flatten())
+        torch.testing.assert_close(game.images(torch.zeros(2, 5)), (shades / 255).expand(2, -1, -1, -1))
+        for shade, beyond in ((1.0, 9.0), (0.0, -9.0)):  # darker than black is black
+            generator.layers[4].bias.fill_(beyond)
+            assert (game.images(torch.zeros(2, 5)) == shade).all()
 
 
 def test_initial_weights_are_those_of_the_released_recipe():
@@ -147,6 +271,30 @@ def test_noise_is_uniform_with_mean_0_and_variance_1_and_a_function_of_the_gener
     assert z.mean().item() == pytest.approx(0, abs=0.01) and z.var().item() == pytest.approx(1, abs=0.01)
     assert z.abs().div(math.sqrt(3)).lt(0.25).double().mean().item() == pytest.approx(0.25, abs=0.01)
     torch.testing.assert_close(z, game.draw(20_000, torch.Generator().manual_seed(3))["z"], rtol=0, atol=0)
+
+
+def test_without_a_bound_the_noise_is_normal():
+    z = mlp_game(noise_bound=None).draw(20_000, torch.Generator().manual_seed(3))["z"]
+    assert z.mean().item() == pytest.approx(0, abs=0.01) and z.var().item() == pytest.approx(1, abs=0.02)
+    assert z.pow(4).mean().item() == pytest.approx(3, abs=0.1)  # 1.8 where it is uniform
+    torch.testing.assert_close(z, mlp_game(noise_bound=None).draw(20_000, torch.Generator().manual_seed(3))["z"], rtol=0, atol=0)
+
+
+def test_max_norm_scales_down_what_leads_into_a_unit_where_it_is_too_long():
+    game = mlp_game(max_norm=1.5)
+    layers = [layer for layer in game.modules() if isinstance(layer, nn.Linear)]
+    before = [(layer.weight.clone(), layer.bias.clone()) for layer in layers]
+    game.after_step(1)
+    lengths = torch.cat([weight.norm(dim=1) for weight, _ in before])
+    assert (lengths < 1.5).any() and (lengths > 1.5).any()
+    for layer, (weight, bias) in zip(layers, before):
+        for unit, row in enumerate(weight):
+            expected = row if row.norm() <= 1.5 else row * 1.5 / row.norm()
+            torch.testing.assert_close(layer.weight[unit], expected)
+        assert layer.bias.equal(bias)
+    free = mlp_game()
+    free.after_step(1)
+    assert all(layer.weight.equal(weight) for layer, (weight, _) in zip((m for m in free.modules() if isinstance(m, nn.Linear)), before))
 
 
 @pytest.mark.parametrize("make", [mlp_game, dcgan_game])
@@ -258,6 +406,37 @@ def test_the_value_at_the_best_discriminator_is_minus_log_4_plus_twice_the_diver
     assert value_of(p, q, [a + 0.1 for a in best]) < value_of(p, q, best)
 
 
+def descend(game: AdversarialGame, batch: dict[str, torch.Tensor]) -> None:
+    """Takes D to the optimum of its turn."""
+    options = {"max_iter": 200, "tolerance_grad": 1e-12, "tolerance_change": 0, "line_search_fn": "strong_wolfe"}
+    optimizer = torch.optim.LBFGS(game.discriminator.parameters(), **options)
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        total = sum(game(batch, "discriminator")[0].values())
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+
+
+def test_trained_to_its_optimum_the_discriminator_is_p_over_p_plus_q():
+    """Proposition 1 without any limit on D (a logit for each state), in fp64: gradients of the game itself lead there. Where p = q it is 1/2
+    and the value -log 4."""
+    states = lambda counts: torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).double()[:, None]
+    for p, q in (([1, 3, 4, 2], [2, 5, 1, 2]), ([2, 3, 1, 4], [2, 3, 1, 4])):
+        game = AdversarialGame(Lookup([float(i) for i in range(4)]), Lookup([1.0, -2.0, 0.5, 3.0]))
+        batch = {"image": states(p), "z": states(q)}
+        descend(game, batch)
+        a, b = torch.tensor(p).double(), torch.tensor(q).double()
+        torch.testing.assert_close(game.discriminator.table.detach().sigmoid(), a / (a + b), rtol=0, atol=1e-8)
+        value = game.summarise({key: value.item() for key, value in game.evaluate(batch).items()})["value"]
+        half = (a + b) / 20
+        jsd = ((a / 10 * (a / 10 / half).log()).sum() + (b / 10 * (b / 10 / half).log()).sum()) / 2
+        assert value == pytest.approx(-math.log(4) + 2 * jsd.item(), abs=1e-12)
+        assert (value == pytest.approx(-math.log(4), abs=1e-12)) == (p == q)
+
+
 class NormalQuantile(nn.Module):
     """z ~ U(-1, 1) -> N(0, 1)."""
 
@@ -326,11 +505,158 @@ def test_accuracies_and_value_of_a_known_discriminator():
     "make, message",
     [
         (lambda: mlp_game(k=0), "k is 0: the discriminator needs at least one turn"),
+        (lambda: mlp_game(noise_bound=0.0), "noise_bound is 0.0: give a number above 0, or null"),
+        (lambda: mlp_game(max_norm=-1.0), "max_norm is -1.0: give a number above 0, or null"),
+        (lambda: mlp_game().check({"channels": 3, "image_size": 8}), "the generator draws images of 1x8x8 and the data has 3x8x8"),
+        (lambda: unlike_players().check({"channels": 1, "image_size": 8}), "the discriminator does not take the data's images of 1x8x8"),
+        (lambda: DeconvGenerator(28, 1, (0, 1)), "image_size 28 is not 5, 8, 11, ..., 32"),
+        (lambda: ConvMaxoutDiscriminator(9), "image_size 9 is too small for three layers of pooling: give at least 10"),
+        (lambda: mixture_2d(modes=0), "data.modes must be a whole number from 1, not 0"),
+        (lambda: mixture_2d(spread=0.0), "data.spread must be a number above 0, not 0.0"),
         (lambda: MlpGenerator(8, pixel_means=torch.zeros(63)), "pixel_means has 63 values, not 1 or one for each of the 64 pixels"),
         (lambda: DcganGenerator(30), "image_size 30 is not 4, 5 or 7 times 2"),
         (lambda: DcganDiscriminator(4), "image_size 4 is not 4, 5 or 7 times 2"),
     ],
 )
 def test_errors_are_one_clear_sentence(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, ConfigError), match=message):
         make()
+
+
+def unlike_players() -> AdversarialGame:
+    return AdversarialGame(MlpGenerator(8, latent=5, hidden=12), MaxoutDiscriminator(9, units=6))
+
+
+def test_checking_the_data_changes_nothing():
+    game = dcgan_game().train()
+    before = {name: value.clone() for name, value in game.state_dict().items()}
+    game.check({"channels": 2, "image_size": 8})
+    game.check({})
+    assert all(value.equal(before[name]) for name, value in game.state_dict().items()) and game.discriminator.training
+
+
+def test_every_row_is_a_configuration_whose_players_fit_each_other():
+    for row in (name for name in config.paper_configs() if name.startswith("gan/")):
+        overrides = {
+            "gan/cifar10": ["model.generator.hidden=16", "model.discriminator.units=4"],
+            "gan/cifar10_conv": ["model.generator.hidden=16", "model.generator.maps=2", "model.discriminator.units=4"],
+            "gan/faces": ["model.generator.hidden=16", "model.discriminator.units=4"],
+        }
+        cfg = config.compose([f"paper={row}", *overrides.get(row, [])])
+        assert cfg["name"] == row
+        game = build_objective(cfg)
+        z = game.draw(2, torch.Generator())["z"]
+        assert game.discriminator(game.generator(z)).shape == (2,)
+        if row != "gan/mixture_2d":
+            game.check({key: cfg["data"][key] for key in ("channels", "image_size")})
+
+
+# --- the plane
+
+
+def test_the_mixture_is_the_one_of_its_density():
+    data = mixture_2d(seed=1, modes=5, radius=3.0, spread=0.4, valid=100, test=20_000)
+    points = data.test.fetch({"index": torch.arange(20_000)})["point"].double()
+    angles = torch.arange(5).double() * (2 * math.pi / 5)
+    centres = 3 * torch.stack([angles.cos(), angles.sin()], 1)
+    nearest = torch.cdist(points, centres).argmin(1)
+    assert (nearest.bincount(minlength=5) / 20_000 - 0.2).abs().max() < 0.015
+    residues = (points - centres[nearest]) / 0.4
+    assert residues.mean(0).abs().max() < 0.03 and (residues.T.cov() - torch.eye(2)).abs().max() < 0.04
+    other = mixture_2d(seed=2, modes=5, radius=3.0, spread=0.4)
+    batches = [d.train.fetch(d.train.plan(4).batch(7))["point"] for d in (data, data, other)]
+    assert batches[0].equal(batches[1]) and not batches[0].equal(batches[2])
+    assert not batches[0].equal(data.train.fetch(data.train.plan(4).batch(8))["point"])
+    assert data.test.fetch({"index": torch.arange(9)})["point"].equal(other.test.fetch({"index": torch.arange(9)})["point"])
+
+
+class Points(nn.Module):
+    """G that ignores its noise, but for the number of points: it repeats the given ones."""
+
+    latent = 1
+
+    def __init__(self, points: torch.Tensor):
+        super().__init__()
+        self.points = nn.Parameter(points)
+
+    def forward(self, z):
+        return self.points.repeat(len(z) // len(self.points), 1)
+
+
+def test_coverage_counts_modes_and_points_near_them():
+    """Four modes at distance 2; of eight points two each lie at the first and the second, one just within, one just beyond 3 x 0.1 of the third,
+    two nowhere."""
+    points = torch.tensor([[2.0, 0.0], [2.1, 0.0], [0.0, 2.0], [0.0, 2.0], [-2.29, 0.0], [-2.31, 0.0], [0.0, 0.0], [5.0, 5.0]])
+    metrics = mixture_coverage(PlaneGame(Points(points), PointDiscriminator(2)), None, torch.Generator(), modes=4, radius=2.0, spread=0.1, samples=80)
+    assert metrics == {"modes": 2.0, "near": 62.5}  # the third has exactly half of its share, which is not more
+
+
+def test_the_picture_shows_data_samples_and_discriminator_the_right_way_up():
+    game = PlaneGame(Points(torch.tensor([[1.5, 1.5]])), Slope())
+    picture = game.pictures({"point": torch.tensor([[-1.5, 1.5]])}, torch.Generator(), samples=4)["plane"]
+    panel = 2 * (PIXELS + 4)
+    assert picture.shape == (panel, 3 * panel, 3) and picture.dtype == torch.uint8
+    data, samples, judged = (picture[4:-4, i * panel + 4 : (i + 1) * panel - 4, 0] for i in range(3))
+    half = PIXELS
+    assert data[:half, :half].max() == 255 and samples[:half, half:].max() == 255  # upper left, upper right
+    assert data[:half, half:].max() == samples[:half, :half].max() == data[half:].max() == samples[half:].max() == 0
+    assert judged[0, 0] > judged[-1, 0] and judged[0].equal(judged[0, :1].expand(2 * PIXELS))  # brighter where y is larger
+    assert density(torch.tensor([[9.0, 0.0]]), 6.0).max() == 0  # beyond the square
+
+
+class Slope(nn.Module):
+    def forward(self, points):
+        return points[:, 1]
+
+
+class Affine(nn.Linear):
+    """G(z) = A z + b, whose samples of z ~ N(0, I) have the density N(b, A A^T)."""
+
+    latent = 2
+
+
+@pytest.mark.claim
+def test_in_the_plane_the_discriminator_comes_to_p_over_p_plus_q(claim):
+    """Proposition 1 with the discriminator of gan/mixture_2d, a fixed generator and new points in every step: p is the mixture, q a normal."""
+    seed, steps, batch, rate = 1, 800, 512, 1e-2
+    torch.manual_seed(seed)
+    generator = Affine(2, 2)
+    with torch.no_grad():
+        generator.weight.copy_(torch.tensor([[1.5, 0.5], [-0.5, 1.0]]))
+        generator.bias.copy_(torch.tensor([0.3, -0.2]))
+    game, data = PlaneGame(generator, PointDiscriminator(), noise_bound=None).double(), mixture_2d(seed, spread=0.5)
+    plan, noise = data.train.plan(batch), torch.Generator().manual_seed(seed)
+    draw = lambda points, items: {"point": points["point"].double(), "z": game.draw(items, noise)["z"].double()}
+    optimizer = torch.optim.Adam(game.discriminator.parameters())
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
+        terms, _ = game(draw(data.train.fetch(plan.batch(step)), batch), "discriminator")
+        optimizer.zero_grad()
+        (sum(terms.values()) / batch).backward()
+        optimizer.step()
+    with torch.no_grad():
+        held = draw(data.test.fetch({"index": torch.arange(10_000)}), 10_000)
+        x = torch.cat([held["point"], generator(held["z"])])
+        angles = torch.arange(8).double() * (2 * math.pi / 8)
+        squares = torch.cdist(x, 2 * torch.stack([angles.cos(), angles.sin()], 1)).square()
+        log_p = torch.logsumexp(-squares / (2 * 0.5**2), 1) - math.log(8 * 2 * math.pi * 0.5**2)
+        log_q = torch.distributions.MultivariateNormal(generator.bias, generator.weight @ generator.weight.T).log_prob(x)
+        best = (log_p - log_q).sigmoid()
+        error = (game.discriminator(x).sigmoid() - best).abs()
+        value = game.summarise({key: value.item() for key, value in game.evaluate(held).items()})["value"]
+    best_value = (best[:10_000].log() + (1 - best[10_000:]).log()).mean().item()
+    claim(seed=seed, mean_error=error.mean().item(), spread_of_the_optimum=best.std().item(), value=value, best_value=best_value)
+    assert best.std() > 0.2  # there is something to learn
+    assert error.mean() < 0.025 and error.quantile(0.99) < 0.15
+    assert abs(value - best_value) < 0.005 and best_value > -math.log(4) + 0.2
+
+
+@pytest.mark.claim
+def test_in_the_plane_the_game_ends_with_all_modes_near_minus_log_4(claim, tmp_path):
+    from zoo.training.loop import run
+
+    assert run(config.compose(["paper=gan/mixture_2d", f"run_dir={tmp_path}", "seed=2", "trainer.device=cpu"])) == 0
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    found = {name: next(record[f"test/{name}"] for record in reversed(records) if f"test/{name}" in record) for name in ("value", "modes", "near")}
+    claim(seed=2, **found)
+    assert found["modes"] == 8 and found["near"] > 85 and abs(found["value"] + math.log(4)) < 0.05

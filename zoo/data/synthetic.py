@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zoo.data.base import Address, Batch, Data, choice, send, whole
 from zoo.data.hashing import uniform
+from zoo.errors import ConfigError
 
 TRAIN, VALID, TEST = range(3)  # take the place of the epoch among what the random numbers depend on
 
@@ -24,33 +25,55 @@ def adding(seed: int = 0, form: Literal["modern", "1997"] = "modern", length: in
     "modern" (as in Arjovsky et al. 2016, arXiv:1511.06464): values in [0, 1], T pairs, one marked in each half, the target is the sum.
     Always answering 1 has an MSE of 1/6.
 
+    Batch: {"inputs" (B, T, 2), "target" (B,), "length" (B,)}, padded with zeros after the length.
+
     Args:
         seed: of the training sequences; those of `valid` and `test`, so many items each, are always the same.
         length: T.
     """
     draw = {"modern": modern, "1997": original}[choice("data.form", form, ("modern", "1997"))]
     whole("data.length", length, 20)
+    return synthetic(lambda *which: dict(zip(("inputs", "target", "length"), draw(*which, length))), seed, valid, test)
+
+
+def mixture_2d(seed: int = 0, modes: int = 8, radius: float = 2.0, spread: float = 0.2, valid: int = 1000, test: int = 10_000) -> Data:
+    """Points of the plane: `modes` round normals with standard deviation `spread`, equally likely, evenly spaced on a circle.
+
+    The density is 1/K sum_k N(x; c_k, spread^2 I) with c_k = radius (cos 2 pi k/K, sin 2 pi k/K), k = 0 ... K - 1. Batch: {"point" (B, 2)}.
+
+    Args:
+        seed: of the training points; those of `valid` and `test`, so many items each, are always the same.
+    """
+    whole("data.modes", modes, 1)
+    for key, value in (("radius", radius), ("spread", spread)):
+        if not value > 0:
+            raise ConfigError(f"data.{key} must be a number above 0, not {value}")
+    return synthetic(lambda *which: {"point": ring(*which, modes, radius, spread)}, seed, valid, test)
+
+
+def synthetic(make: Callable[[int, Tensor, Tensor], Batch], seed: int, valid: int, test: int) -> Data:
+    """Endless training items; `valid` and `test` of them, which don't depend on the seed. make(seed, split, index) -> a batch."""
     return Data(
-        train=Adding(draw, length, seed, TRAIN, sys.maxsize),  # as good as endless
-        valid=Adding(draw, length, 0, VALID, whole("data.valid", valid, 1)),
-        test=Adding(draw, length, 0, TEST, whole("data.test", test, 1)),
+        train=Synthetic(make, seed, TRAIN, sys.maxsize),  # as good as endless
+        valid=Synthetic(make, 0, VALID, whole("data.valid", valid, 1)),
+        test=Synthetic(make, 0, TEST, whole("data.test", test, 1)),
         facts={},
     )
 
 
-class Adding:
-    """A split of the adding problem; batch: {"inputs" (B, T, 2), "target" (B,), "length" (B,)}, padded with zeros after the length."""
+class Synthetic:
+    """A split of items made on the fly."""
 
     workers = 0
 
-    def __init__(self, draw: Callable[..., tuple[Tensor, Tensor, Tensor]], length: int, seed: int, split: int, items: int):
-        self.draw, self.length, self.seed, self.split, self.items = draw, length, seed, split, items
+    def __init__(self, make: Callable[[int, Tensor, Tensor], Batch], seed: int, split: int, items: int):
+        self.make, self.seed, self.split, self.items = make, seed, split, items
         self.device = torch.device("cpu")
 
     def __len__(self) -> int:
         return self.items
 
-    def to(self, device: torch.device) -> "Adding":
+    def to(self, device: torch.device) -> "Synthetic":
         self.device = device
         return self
 
@@ -59,13 +82,11 @@ class Adding:
 
     def fetch(self, address: Address) -> Batch:
         index = address["index"]
-        inputs, target, length = self.draw(self.seed, torch.full_like(index, self.split), index, self.length)
-        dtype = torch.get_default_dtype()
-        batch = {"inputs": inputs.to(dtype), "target": target.to(dtype), "length": length}
-        return {name: send(value, self.device) for name, value in batch.items()}
+        batch, dtype = self.make(self.seed, torch.full_like(index, self.split), index), torch.get_default_dtype()
+        return {name: send(value.to(dtype) if value.is_floating_point() else value, self.device) for name, value in batch.items()}
 
     def sweeps(self, batch_size: int) -> list[list[Address]]:
-        """At least 256 sequences side by side: they are small, and training may take them one by one."""
+        """At least 256 items side by side: they are small, and training may take them one by one."""
         return [[{"index": index}] for index in torch.arange(self.items).split(max(batch_size, 256))]
 
 
@@ -106,3 +127,11 @@ def original(seed: int, split: Tensor, index: Tensor, length: int) -> tuple[Tens
     target = 0.5 + (values * (markers == 1)).sum(1) / 4
     inside = torch.arange(longest) < lengths[:, None]
     return torch.stack([values, markers], dim=-1) * inside[..., None], target, lengths
+
+
+def ring(seed: int, split: Tensor, index: Tensor, modes: int, radius: float, spread: float) -> Tensor:
+    """-> points (n, 2)."""
+    u = uniform(seed, split, index, 3)
+    angle = (u[:, 0] * modes).floor() * (2 * math.pi / modes)
+    normal = torch.special.ndtri(u[:, 1:] + 2.0**-54)  # 0 would become minus infinity
+    return radius * torch.stack([angle.cos(), angle.sin()], 1) + spread * normal

@@ -1,11 +1,13 @@
-"""Generative Adversarial Nets (Goodfellow et al., 2014, arXiv:1406.2661); and, as the second pair of players, the networks of DCGAN
-(Radford, Metz and Chintala, 2016, arXiv:1511.06434).
+"""Generative Adversarial Nets (Goodfellow et al., 2014, arXiv:1406.2661): the players of its settings, MNIST, faces (TFD) and CIFAR-10, fully
+connected and convolutional; and, as a further pair, the networks of DCGAN (Radford, Metz and Chintala, 2016, arXiv:1511.06434).
 
 B batch, Z width of the noise z, C channels, H image side. G: (B, Z) -> images (B, C, H, H); D: images -> (B,) logits of D(x).
+All sizes and initial weights of the 2014 players are those of the authors' released configurations; the paper doesn't state them.
 """
 
 import base64
 import zlib
+from collections.abc import Sequence
 
 import torch
 from einops import reduce
@@ -24,8 +26,22 @@ class Maxout(nn.Module):
         return reduce(self.linear(x), "B (units pieces) -> B units", "max", pieces=self.pieces)
 
 
+class MaxoutConv(nn.Module):
+    """Maxout whose pieces are convolutions, then max pooling with stride 2; the last windows may reach over the border, so that nothing is
+    left out (Goodfellow et al., 2013, section 2; the released code)."""
+
+    def __init__(self, in_channels: int, maps: int, kernel: int, padding: int, pool: int, pieces: int = 2):
+        super().__init__()
+        self.pieces = pieces
+        self.conv = nn.Conv2d(in_channels, maps * pieces, kernel, padding=padding)
+        self.pool = nn.MaxPool2d(pool, 2, ceil_mode=True)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_channels, H, W) -> (B, maps, about H / 2, about W / 2)
+        return self.pool(reduce(self.conv(x), "B (maps pieces) H W -> B maps H W", "max", pieces=self.pieces))
+
+
 class MlpGenerator(nn.Module):
-    """G(z) = sigmoid(W3 relu(W2 relu(W1 z))): rectifiers and sigmoids, noise at the bottom layer only (section 5).
+    """G(z) = sigmoid(W3 relu(W2 relu(W1 z))), MNIST's: rectifiers and sigmoids, noise at the bottom layer only (section 5).
 
     Args:
         hidden: width of both hidden layers.
@@ -62,6 +78,104 @@ class MlpGenerator(nn.Module):
         return self.layers(z)
 
 
+class FaceGenerator(nn.Module):
+    """G(z) = sigmoid(W3 sigmoid(W2 relu(W1 z))), TFD's (the released tfd_pretrain/pretrain.yaml).
+
+    Args:
+        hidden: width of both hidden layers; their weights start as U(-0.05, 0.05), the biases of the second at -2: few sigmoids are on.
+        fan_in: each pixel starts with so many weights N(0, 1), from units drawn at random; its others are zero.
+        pixel_means: mean of the training images; the output bias starts as its logit.
+    """
+
+    output_range = (0.0, 1.0)
+
+    def __init__(self, image_size: int, channels: int = 1, latent: int = 100, hidden: int = 8000, fan_in: int = 100, pixel_means: float = 0.5):
+        super().__init__()
+        self.latent, self.fan_in, self.pixel_means = latent, min(fan_in, hidden), pixel_means
+        self.layers = nn.Sequential(
+            *rectifiers_and_sigmoids(latent, hidden, hidden), nn.Linear(hidden, channels * image_size**2), nn.Sigmoid(),
+            nn.Unflatten(1, (channels, image_size, image_size)),
+        )
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        uniform_weights(self, 0.05)
+        nn.init.constant_(self.layers[2].bias, -2.0)
+        weight, bias = self.layers[4].weight, self.layers[4].bias
+        chosen = torch.rand_like(weight).topk(self.fan_in).indices  # (pixels, fan_in)
+        weight.zero_().scatter_(1, chosen, torch.randn_like(weight[:, : self.fan_in]))
+        bias.copy_(torch.tensor(self.pixel_means).logit().expand_as(bias))
+
+    def forward(self, z: Tensor) -> Tensor:  # (B, Z) -> (B, C, H, H) in (0, 1)
+        return self.layers(z)
+
+
+class LinearGenerator(nn.Module):
+    """G(z) = W3 sigmoid(W2 relu(W1 z)), CIFAR-10's: linear pixels, since these data are standardised and so not confined to [0, 1].
+
+    Args:
+        output_range: the values of black and of white, a number each or one a channel, as the data's normalisation makes them.
+        hidden: width of both hidden layers; their weights start as U(-0.05, 0.05), those of the output as U(-0.5, 0.5), biases at zero.
+    """
+
+    def __init__(self, image_size: int, channels: int, output_range: Sequence, latent: int = 100, hidden: int = 8000):
+        super().__init__()
+        self.latent, self.output_range = latent, output_range
+        self.layers = nn.Sequential(
+            *rectifiers_and_sigmoids(latent, hidden, hidden), nn.Linear(hidden, channels * image_size**2),
+            nn.Unflatten(1, (channels, image_size, image_size)),
+        )
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        uniform_weights(self, 0.05)
+        nn.init.uniform_(self.layers[4].weight, -0.5, 0.5)
+
+    def forward(self, z: Tensor) -> Tensor:  # (B, Z) -> (B, C, H, H), unbounded
+        return self.layers(z)
+
+
+class DeconvGenerator(nn.Module):
+    """CIFAR-10's convolutional generator: sigmoid(W2 relu(W1 z)) as maps of S x S, then one transposed convolution ("deconvolution") with
+    kernels of 5 and stride 3, H = 3 (S - 1) + 5, and a bias for each pixel. Linear pixels; all weights start as U(-0.05, 0.05).
+
+    Args:
+        output_range: as in LinearGenerator.
+        hidden: width of the rectifiers.
+        maps: how many maps the sigmoids make: of 10 x 10 for images of 32 pixels, 80 of them are 8000 sigmoids.
+
+    Raises:
+        ValueError: if `image_size` isn't 3 (S - 1) + 5.
+    """
+
+    def __init__(self, image_size: int, channels: int, output_range: Sequence, latent: int = 100, hidden: int = 8000, maps: int = 80):
+        super().__init__()
+        side, rest = divmod(image_size - 2, 3)
+        if rest or side < 1:
+            raise ValueError(f"image_size {image_size} is not 5, 8, 11, ..., 32, ...: stride 3 and kernels of 5 make no others")
+        self.latent, self.output_range = latent, output_range
+        self.layers = nn.Sequential(
+            *rectifiers_and_sigmoids(latent, hidden, maps * side**2), nn.Unflatten(1, (maps, side, side)),
+            nn.ConvTranspose2d(maps, channels, 5, 3, bias=False),
+        )
+        self.bias = nn.Parameter(torch.zeros(channels, image_size, image_size))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        uniform_weights(self, 0.05)
+        self.bias.zero_()
+
+    def forward(self, z: Tensor) -> Tensor:  # (B, Z) -> (B, C, H, H), unbounded
+        return self.layers(z) + self.bias
+
+
+def rectifiers_and_sigmoids(latent: int, hidden: int, codes: int) -> list[nn.Module]:
+    return [nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, codes), nn.Sigmoid()]
+
+
 class MaxoutDiscriminator(nn.Module):
     """Two maxout layers and one logit, trained with dropout (section 5): inputs kept with probability 0.8, hidden units with 0.5.
 
@@ -87,12 +201,49 @@ class MaxoutDiscriminator(nn.Module):
         return self.layers(images).squeeze(1)
 
 
+class ConvMaxoutDiscriminator(nn.Module):
+    """CIFAR-10's convolutional discriminator: three layers of convolutional maxout with pooling, one of maxout, one logit; dropout as above.
+
+    With 32 pixels the maps have sides of 33, 16 (pooled), 15, 7, 9 and 5.
+
+    Args:
+        width: maps of the first and the second layer; the third has six times as many.
+
+    Raises:
+        ValueError: if `image_size` is below 10: nothing would be left to pool.
+    """
+
+    def __init__(self, image_size: int, channels: int = 3, width: int = 32, units: int = 500, init_range: float = 0.005):
+        super().__init__()
+        if image_size < 10:
+            raise ValueError(f"image_size {image_size} is too small for three layers of pooling: give at least 10")
+        self.init_range, side = init_range, image_size
+        for kernel, padding, pool in ((8, 4, 4), (8, 3, 4), (5, 3, 2)):
+            side = -(-(side + 2 * padding - kernel + 1 - pool) // 2) + 1  # -(-a // 2) rounds a / 2 up
+        self.layers = nn.Sequential(
+            nn.Dropout(0.2), MaxoutConv(channels, width, kernel=8, padding=4, pool=4),
+            nn.Dropout(0.5), MaxoutConv(width, width, kernel=8, padding=3, pool=4),
+            nn.Dropout(0.5), MaxoutConv(width, 6 * width, kernel=5, padding=3, pool=2), nn.Flatten(),
+            nn.Dropout(0.5), Maxout(6 * width * side**2, units, 5),
+            nn.Dropout(0.5), nn.Linear(units, 1),
+        )
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        uniform_weights(self, self.init_range)
+
+    def forward(self, images: Tensor) -> Tensor:  # (B, C, H, H) -> (B,) logits
+        return self.layers(images).squeeze(1)
+
+
 def uniform_weights(module: nn.Module, bound: float) -> None:
-    """Weights U(-bound, bound), biases zero, in every linear layer."""
+    """Weights U(-bound, bound), biases zero, in every linear and convolutional layer."""
     for layer in module.modules():
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             nn.init.uniform_(layer.weight, -bound, bound)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def halvings(image_size: int) -> int:
@@ -179,6 +330,38 @@ def gan_mnist_generator(**kwargs) -> MlpGenerator:
 
 def gan_mnist_discriminator(**kwargs) -> MaxoutDiscriminator:
     return MaxoutDiscriminator(28, **kwargs)
+
+
+# The released TFD recipe: grey faces of 48 pixels; 83,250,304 and 21,037,201 parameters.
+def gan_faces_generator(image_size: int = 48, channels: int = 1, **kwargs) -> FaceGenerator:
+    return FaceGenerator(image_size, channels, **kwargs)
+
+
+def gan_faces_discriminator(image_size: int = 48, channels: int = 1, units: int = 1200, **kwargs) -> MaxoutDiscriminator:
+    return MaxoutDiscriminator(image_size, channels, units=units, **kwargs)
+
+
+# The released CIFAR-10 recipes: fully connected, 89,395,072 and 37,393,601 parameters; convolutional, 64,825,072 and 12,454,073.
+# Departure: they normalised the contrast of each image, which cannot be undone. Here each channel has mean 0 and deviation 1 over the
+# training set, which is the same scale (theirs: a norm of 55 over 3072 values, a deviation of 0.99).
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+CIFAR10_RANGE = tuple(tuple((end - mean) / std for mean, std in zip(CIFAR10_MEAN, CIFAR10_STD)) for end in (0.0, 1.0))
+
+
+def gan_cifar10_generator(**kwargs) -> LinearGenerator:
+    return LinearGenerator(32, 3, CIFAR10_RANGE, **kwargs)
+
+
+def gan_cifar10_discriminator(units: int = 1600, **kwargs) -> MaxoutDiscriminator:
+    return MaxoutDiscriminator(32, 3, units=units, **kwargs)
+
+
+def gan_cifar10_conv_generator(**kwargs) -> DeconvGenerator:
+    return DeconvGenerator(32, 3, CIFAR10_RANGE, **kwargs)
+
+
+def gan_cifar10_conv_discriminator(**kwargs) -> ConvMaxoutDiscriminator:
+    return ConvMaxoutDiscriminator(32, 3, **kwargs)
 
 
 # DCGAN at the 64 pixels of its figure 1, and the same rules at other sizes.

@@ -8,37 +8,45 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-class AdversarialGame(nn.Module):
-    """min_G max_D V(D, G) = E_x log D(x) + E_z log(1 - D(G(z)))   (equation 1).
+class TwoPlayerGame(nn.Module):
+    """min_G max_D V(D, G) = E_x log D(x) + E_z log(1 - D(G(z)))   (equation 1), whatever x may be: the entry `item` of a batch.
 
     D's turn descends -V, whose two halves are the terms `real` and `fake`. G's turn descends -log D(G(z)), or log(1 - D(G(z))) where
     `saturating`: the same fixed point, but the second has no gradient while D tells samples from data with confidence (section 3).
     With a = logit of D: -log D = softplus(-a), -log(1 - D) = softplus(a); nothing overflows and log 0 doesn't occur.
 
     Args:
-        generator: (B, Z) -> images, with `latent` = Z and `output_range`, the range that its pixels (and the data's) have.
-        discriminator: images -> (B,) logits.
+        generator: (B, Z) -> items, with `latent` = Z.
+        discriminator: items -> (B,) logits.
         k: turns of D in each iteration (algorithm 1; the paper uses 1).
-        noise_bound: z ~ U(-noise_bound, noise_bound) in each of the Z dimensions; sqrt(3) has variance 1.
+        noise_bound: z ~ U(-noise_bound, noise_bound) in each of the Z dimensions; sqrt(3) has variance 1. None: z ~ N(0, I).
+        max_norm: after each iteration, the weights into a unit (a piece, in maxout) of a linear layer are scaled down to this norm where
+            theirs is larger.
 
     Raises:
-        ValueError: if k is below 1.
+        ValueError: if k is below 1, or noise_bound or max_norm isn't above 0.
     """
 
+    item = "image"
     noise_turns = ("generator",)
 
     def __init__(self, generator: nn.Module, discriminator: nn.Module, k: int = 1, saturating: bool = False,
-                 noise_bound: float = math.sqrt(3)):
+                 noise_bound: float | None = math.sqrt(3), max_norm: float | None = None):
         super().__init__()
         if k < 1:
             raise ValueError(f"k is {k}: the discriminator needs at least one turn an iteration")
+        for name, value in (("noise_bound", noise_bound), ("max_norm", max_norm)):
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}: give a number above 0, or null")
         self.generator, self.discriminator = generator, discriminator
-        self.saturating, self.noise_bound = saturating, noise_bound
+        self.saturating, self.noise_bound, self.max_norm = saturating, noise_bound, max_norm
         self.turns = ("discriminator",) * k + ("generator",)
 
     def draw(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        z = torch.rand(batch_size, self.generator.latent, generator=generator, device=generator.device)
-        return {"z": (2 * z - 1) * self.noise_bound}
+        shape, device = (batch_size, self.generator.latent), generator.device
+        if self.noise_bound is None:
+            return {"z": torch.randn(shape, generator=generator, device=device)}
+        return {"z": (2 * torch.rand(shape, generator=generator, device=device) - 1) * self.noise_bound}
 
     def forward(self, batch: dict[str, Tensor], turn: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Sums over the items of the batch; the logs `d_real` and `d_fake` are D(x) and D(G(z))."""
@@ -57,7 +65,7 @@ class AdversarialGame(nn.Module):
         """
         with torch.no_grad():
             samples = self.generator(batch["z"])
-        return self.discriminator(batch["image"]), self.discriminator(samples)
+        return self.discriminator(batch[self.item]), self.discriminator(samples)
 
     def evaluate(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         real, fake = (a.double() for a in self.logits(batch))
@@ -77,9 +85,42 @@ class AdversarialGame(nn.Module):
         }
 
     @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        if self.max_norm is None:
+            return
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):  # weight (units, inputs)
+                layer.weight.mul_((self.max_norm / layer.weight.norm(dim=1, keepdim=True)).clamp(max=1))
+
+
+class AdversarialGame(TwoPlayerGame):
+    """The game about images (B, C, H, W). The generator has `output_range`, too: the values that black and white have in its images and in
+    the data, a number each or one a channel."""
+
+    def check(self, facts: dict[str, int]) -> None:
+        """ValueError where G draws, or D takes, other images than the data's."""
+        if not {"channels", "image_size"} <= facts.keys():
+            return
+        wanted = (facts["channels"], facts["image_size"], facts["image_size"])
+        size, training, like = "x".join(map(str, wanted)), self.training, next(self.parameters())
+        try:
+            with torch.no_grad():
+                self.eval()
+                images = self.generator(like.new_zeros(1, self.generator.latent))
+                if images.shape[1:] != wanted:
+                    drawn = "x".join(map(str, images.shape[1:]))
+                    raise ValueError(f"the generator draws images of {drawn} and the data has {size}: choose networks of that size")
+                self.discriminator(images)
+        except RuntimeError as error:
+            raise ValueError(f"the discriminator does not take the data's images of {size}: {str(error).splitlines()[0]}") from error
+        finally:
+            self.train(training)
+
+    @torch.no_grad()
     def images(self, z: Tensor) -> Tensor:  # (B, Z) -> (B, C, H, H) in [0, 1], whatever the range of G's output
-        low, high = self.generator.output_range
-        return (self.generator(z) - low) / (high - low)
+        images = self.generator(z)
+        low, high = (images.new_tensor(end).view(-1, 1, 1) for end in self.generator.output_range)
+        return ((images - low) / (high - low)).clamp(0, 1)  # linear pixels may be darker than black
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         return self.images(self.draw(n, generator)["z"])
