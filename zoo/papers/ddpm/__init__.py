@@ -1,4 +1,5 @@
 from .model import UNet, unet_256, unet_cifar10, unet_small
 from .objective import Diffusion
+from .process import Process
 
-__all__ = ["Diffusion", "UNet", "unet_256", "unet_cifar10", "unet_small"]
+__all__ = ["Diffusion", "Process", "UNet", "unet_256", "unet_cifar10", "unet_small"]

@@ -27,7 +27,10 @@ OLD_AND_NEW = [("query.", "to_q."), ("key.", "to_k."), ("value.", "to_v."), ("pr
 
 
 def from_diffusers(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the state dict of a `UNet2DModel` that has the paper's layout, and joins its query, key and value projections."""
+    """Renames the state dict of a `UNet2DModel` that has the paper's layout, and joins its query, key and value projections.
+
+    With classes its `num_class_embeds` is our `num_classes` + 1, for the null class; the names of those vectors are the same.
+    """
     state_dict = {_rename(_rename(name, OLD_AND_NEW), THEIRS_AND_OURS): value for name, value in state_dict.items()}
     renamed = {}
     for name, value in state_dict.items():

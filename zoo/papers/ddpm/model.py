@@ -123,19 +123,25 @@ class Middle(nn.Module):
 class UNet(nn.Module):
     """epsilon_theta(x_t, t): predicts the noise in x_t. A PixelCNN++ backbone with group norm and attention (appendix B).
 
+    With `num_classes` it is epsilon_theta(x_t, t, c) of classifier-free guidance (Ho, Salimans, 2022, arXiv:2207.12598): a vector for each
+    class, and one for the null class (no class told), whose number is `num_classes`, is added to the embedding of the step.
+
     Args:
         image_size: side of the images. It decides which levels attend; images of other sides (multiples of 2^(levels - 1)) work too.
         width: channels of the first level; level i has `width * multipliers[i]`, half the resolution of level i - 1.
         blocks: residual blocks a level on the way down; one more on the way up.
         attention: the resolutions (sides of the feature map) at which every block is followed by self-attention.
         groups: groups of each group norm; 32 in the paper.
+        out_channels: as many as `channels` by default; twice as many where the variance is learned, too.
+        num_classes: null: unconditional, as in the paper.
 
     Raises:
         ValueError: if the side cannot be halved between the levels, or the groups don't divide the width.
     """
 
     def __init__(self, image_size: int = 32, channels: int = 3, width: int = 128, multipliers: tuple[int, ...] = (1, 2, 2, 2),
-                 blocks: int = 2, attention: tuple[int, ...] = (16,), dropout: float = 0.0, groups: int = 32):
+                 blocks: int = 2, attention: tuple[int, ...] = (16,), dropout: float = 0.0, groups: int = 32,
+                 out_channels: int | None = None, num_classes: int | None = None):
         super().__init__()
         self.side_multiple = 2 ** (len(multipliers) - 1)
         if image_size % self.side_multiple:
@@ -143,13 +149,17 @@ class UNet(nn.Module):
                              f"{len(multipliers) - 1} times")
         if width % groups or width % 2 or width < 4:
             raise ValueError(f"width {width} must be even, at least 4 and a multiple of groups {groups}")
-        self.image_size, self.channels, self.width = image_size, channels, width
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"num_classes {num_classes} must be at least 1; null stands for a network without classes")
+        self.image_size, self.channels, self.width, self.num_classes = image_size, channels, width, num_classes
+        self.out_channels = channels if out_channels is None else out_channels
         c_time = 4 * width
         widths = [width * m for m in multipliers]
         attends = [image_size // 2**i in attention for i in range(len(widths))]
         shared = (c_time, groups, dropout)
 
         self.time = nn.Sequential(nn.Linear(width, c_time), nn.SiLU(), nn.Linear(c_time, c_time))
+        self.class_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, c_time)  # the last one is the null class
         self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
         skips = [width]  # channels of the maps which the way up takes back, last first
         self.down = nn.ModuleList()
@@ -165,11 +175,14 @@ class UNet(nn.Module):
             self.up.append(UpLevel(c_ins, c, *shared, attend, last=not skips))
             c_below = c
         self.norm_out = nn.GroupNorm(groups, widths[0], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[0], channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], self.out_channels, 3, padding=1)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The released code: U(+-sqrt(6 / (fan_in + fan_out))), biases 0, and 1e-5 times that before each residual sum and at the end."""
+        """The released code: U(+-sqrt(6 / (fan_in + fan_out))), biases 0, and 1e-5 times that before each residual sum and at the end.
+
+        The vectors of the classes, which the paper hasn't got, are standard normal, torch's default.
+        """
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.xavier_uniform_(module.weight)
@@ -183,11 +196,16 @@ class UNet(nn.Module):
                 nn.init.xavier_uniform_(module.proj.weight, gain=1e-5)
         nn.init.xavier_uniform_(self.conv_out.weight, gain=1e-5)
 
-    def forward_features(self, x: Tensor, t: Tensor) -> Tensor:  # (B, channels, H, W), (B,) -> (B, width of level 0, H, W)
+    def forward_features(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """(B, channels, H, W), (B,), (B,) -> (B, width of level 0, H, W). Without labels a network of classes takes the null class."""
         if x.shape[1] != self.channels or x.shape[2] % self.side_multiple or x.shape[3] % self.side_multiple:
             raise ValueError(f"images of shape {tuple(x.shape[1:])} do not fit a U-Net for {self.channels} channels "
                              f"and sides that are multiples of {self.side_multiple}")
         temb = self.time(time_embedding(t, self.width).to(x.dtype))
+        if self.class_embedding is not None:
+            temb = temb + self.class_embedding(torch.full_like(t, self.num_classes) if label is None else label)
+        elif label is not None:
+            raise ValueError("labels need a network of classes: build it with num_classes")
         skips = [self.conv_in(x)]
         for level in self.down:
             skips += level(skips[-1], temb)
@@ -198,8 +216,8 @@ class UNet(nn.Module):
             skips = skips[:above]
         return h
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:  # -> (B, channels, H, W), the predicted noise
-        return self.conv_out(F.silu(self.norm_out(self.forward_features(x, t))))
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:  # -> (B, out_channels, H, W): the predicted noise
+        return self.conv_out(F.silu(self.norm_out(self.forward_features(x, t, label))))
 
 
 def unet_cifar10(image_size: int = 32, dropout: float = 0.1, **kwargs) -> UNet:
