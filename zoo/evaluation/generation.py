@@ -51,12 +51,18 @@ def parzen(items: Tensor, samples: Tensor, sigmas: Tensor) -> Tensor:
     return torch.cat(densities) - norm
 
 
-def sample_quality(objective: nn.Module, data: Data, generator: torch.Generator, samples: int = 2_000) -> dict[str, float]:
+def sample_quality(
+    objective: nn.Module, data: Data, generator: torch.Generator, samples: int = 2_000, sample: dict | None = None
+) -> dict[str, float]:
     """Samples seen by a small classifier of the real items, and by their nearest neighbours.
 
     Features: the second hidden layer (64 ReLU units) of scikit-learn's MLPClassifier, D-64-64-classes, trained with its defaults and a
     fixed seed for 60 epochs on the pixels of the training items. These are not the Inception features of the literature, so neither
     `frechet` nor `inception` can be compared with published numbers, only with one another on the same data set.
+
+    Args:
+        samples: how many are drawn.
+        sample: further arguments of `objective.sample`, such as {method: ddim, steps: 50}.
 
     Returns:
         classes: how many classes at least 1 % of the samples are taken for.
@@ -68,7 +74,7 @@ def sample_quality(objective: nn.Module, data: Data, generator: torch.Generator,
         nearest: mean Euclidean distance of samples to their nearest training item; nearest_test: of test items. Much smaller means copies.
     """
     train, labels = real_items(data.train)
-    test, draws = pixels(held_out(data)), sampled(objective, samples, generator)
+    test, draws = pixels(held_out(data)), sampled(objective, samples, generator, **(sample or {}))
     fitted = torch.as_tensor(np.random.default_rng(0).permutation(len(train))[:FITTED])
     hidden, predict = classifier(train[fitted], labels[fitted])
     real = hidden(torch.cat([train, test]))
@@ -152,9 +158,9 @@ def distance_rows(items: Tensor, others: Tensor) -> Iterator[Tensor]:
         yield torch.cdist(rows, others)
 
 
-def sampled(objective: nn.Module, count: int, generator: torch.Generator) -> Tensor:
+def sampled(objective: nn.Module, count: int, generator: torch.Generator, **options: Any) -> Tensor:
     """Samples (count, D) of the objective, in fp64 on the CPU."""
-    return torch.cat([images.cpu() for images in drawn(objective, count, generator)]).flatten(1).double()
+    return torch.cat([images.cpu() for images in drawn(objective, count, generator, **options)]).flatten(1).double()
 
 
 def drawn(objective: nn.Module, count: int, generator: torch.Generator, **options: Any) -> Iterator[Tensor]:

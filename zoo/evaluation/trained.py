@@ -82,6 +82,9 @@ def load_trained(cfg: Mapping[str, Any], world: World, folder: Path | None, whic
     check_fit(objective, data)
     load_module(objective, adapted(objective, state), told)
     objective.to(device=world.device, dtype=torch.get_default_dtype()).eval()
+    if cfg["trainer"]["compile"]:
+        for network in objective.children():
+            network.compile()
     for split in (data.train, data.valid, data.test):
         if split is not None:
             split.to(world.device)
