@@ -1,5 +1,5 @@
-"""Images a second from JPEG files of 500 x 375 pixels to normalised batches: ours beside torchvision's ImageFolder with the transforms of its reference
-(random resized crop of 224 pixels, mirror, normalisation), the same number of workers, in turn.
+"""Images a second from JPEG files of 500 x 375 pixels to normalised batches: ours beside torchvision's ImageFolder with the transforms of
+its reference (random resized crop of 224 pixels, mirror, normalisation), the same number of workers, in turn.
 
 python -m benchmarks data [--workers 2] [--repeats 9]
 """
@@ -72,7 +72,8 @@ def main() -> None:
                 rates[name].append(BATCH * (IMAGES // BATCH - 4) / (time.perf_counter() - start))
                 del batches
     quartiles = lambda values: [round(q, 3) for q in statistics.quantiles(values, n=4)]
-    result = {"images_a_second": {name: quartiles(values) for name, values in rates.items()}, "workers": options.workers, **environment(torch.device("cpu"))}
+    result = {"images_a_second": {name: quartiles(values) for name, values in rates.items()}, "workers": options.workers}
+    result |= environment(torch.device("cpu"))
     result["ratio"] = quartiles([a / b for a, b in zip(rates["ours"], rates["torchvision"])])
     print(json.dumps(result, indent=1))
     if options.record:

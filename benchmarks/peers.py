@@ -1,8 +1,9 @@
 """Our models beside their peers: a training step (forward, backward, optimizer) and inference, in fp32 and under bf16 autocast.
 
-All sides in one process; each repeat gives all of them the same fresh batch, every other one in reverse order. Ours runs as our trainer runs it
-optimizer, channels_last where the configuration says so), peers with torch's defaults. A second instance of the reference is the noise floor: where its
-quartiles leave 0.95-1.05, the result is "not measured". "Not slower" means that the upper quartile of the paired ratios is 1 at most.
+All sides in one process; each repeat gives all of them the same fresh batch, every other one in reverse order; a timing takes a second or so. Ours
+runs as our trainer runs it (fused optimizer, channels_last where the configuration says so), peers with torch's defaults. A second instance of
+the reference is the noise floor: where its quartiles leave 0.95-1.05, the result is "not measured". "Not slower" means that the upper quartile of
+the paired ratios is 1 at most.
 
 python -m benchmarks peers [--cases resnet18,vit_s16] [--modes fp32,bf16] [--device cpu] [--repeats 15] [--record results/benchmarks/peers.json]
 """
@@ -82,14 +83,17 @@ def sides(case: Case, work: str, mode: str, device: torch.device) -> tuple[dict[
 def measure(case: Case, work: str, mode: str, device: torch.device, repeats: int) -> dict:
     """Milliseconds and paired ratios, quartiles each."""
     runs, counts = sides(case, work, mode, device)
+    reference, *_ = case.peers
     times: dict[str, list[float]] = {name: [] for name in runs}
+    inner = 1  # runs a timing, so that one takes a second or so
     for repeat in range(repeats + 2):
         images, labels = torch.randn(case.batch, 3, case.size, case.size, device=device), torch.randint(1000, (case.batch,), device=device)
         for name in list(runs)[:: 1 if repeat % 2 else -1]:
-            elapsed = _seconds(lambda: runs[name](images, labels), device)  # noqa: B023
-            if repeat >= 2:  # the first two warm up
-                times[name].append(elapsed)
-    reference, *_ = case.peers
+            elapsed = _seconds(lambda: runs[name](images, labels), inner, device)  # noqa: B023
+            times[name].append(elapsed)
+        if repeat == 1:  # the first two were to warm up
+            inner = max(1, round(1 / times[reference][1]))
+            times = {name: [] for name in runs}
     quartiles = lambda values: [round(q, 4) for q in statistics.quantiles(values, n=4)]
     ratio = lambda name, base: quartiles([a / b for a, b in zip(times[name], times[base])])
     return {
@@ -100,12 +104,13 @@ def measure(case: Case, work: str, mode: str, device: torch.device, repeats: int
     }
 
 
-def _seconds(work: Callable[[], None], device: torch.device) -> float:
+def _seconds(work: Callable[[], None], times: int, device: torch.device) -> float:
     start = time.perf_counter()
-    work()
+    for _ in range(times):
+        work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / times
 
 
 def verdict(result: dict) -> str:
@@ -138,8 +143,7 @@ def main() -> None:
                 floor = result["noise_floor"]
                 print(f"{name:<10} {work:<10} {mode}  {ours:8.1f} ms  ratio to {ratios}  noise [{floor[0]:.2f}, {floor[2]:.2f}]  {verdict(result)}", flush=True)
                 if options.record:
-                    report = {"repeats": options.repeats, **environment(device), "results": results}
-                    options.record.write_text(json.dumps(report, indent=1))
+                    options.record.write_text(json.dumps({"repeats": options.repeats, **environment(device), "results": results}, indent=1))
 
 
 if __name__ == "__main__":
