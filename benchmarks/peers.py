@@ -138,10 +138,9 @@ def main() -> None:
                 torch.manual_seed(0)
                 result = measure(CASES[name], work, mode, device, options.repeats)
                 results[f"{name} {work} {mode}"] = result | {"verdict": verdict(result)}
-                ours = result["milliseconds"]["ours"][1]
+                ours, floor = result["milliseconds"]["ours"][1], "[{0:.2f}, {2:.2f}]".format(*result["noise_floor"])
                 ratios = ", ".join(f"{peer} {q[1]:.2f} [{q[0]:.2f}, {q[2]:.2f}]" for peer, q in result["ratio_to"].items())
-                floor = result["noise_floor"]
-                print(f"{name:<10} {work:<10} {mode}  {ours:8.1f} ms  ratio to {ratios}  noise [{floor[0]:.2f}, {floor[2]:.2f}]  {verdict(result)}", flush=True)
+                print(f"{name:<10} {work:<10} {mode}  {ours:8.1f} ms  ratio to {ratios}  noise {floor}  {verdict(result)}", flush=True)
                 if options.record:
                     options.record.write_text(json.dumps({"repeats": options.repeats, **environment(device), "results": results}, indent=1))
 
