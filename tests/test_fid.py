@@ -22,8 +22,8 @@ from zoo.evaluation.features import extractor
 from zoo.evaluation.fidelity import Moments, fid, fingerprint, precision_recall
 from zoo.evaluation.inception import Inception, resize
 from zoo.evaluation.statistics import extra_metrics
-from zoo.evaluation.trained import load_frozen
 from zoo.training.build import build_data
+from zoo.training.first_stage import load_frozen
 from zoo.training.loop import run
 
 CPU = torch.device("cpu")

@@ -17,8 +17,8 @@ from torch import Tensor
 from zoo.data.download import Published, check, provide
 from zoo.errors import ConfigError, ZooError
 from zoo.evaluation.inception import Inception
-from zoo.evaluation.trained import load_frozen
 from zoo.training.build import build_data
+from zoo.training.first_stage import load_frozen
 from zoo.training.precision import numerics
 
 # The conversion of Google's file by the authors of pytorch-fid; those of torch-fidelity publish the same bytes under another name.

@@ -1,4 +1,4 @@
-"""A trained model as a run left it: its configuration, data and weights; or frozen, as a part of something else."""
+"""A trained model as a run left it: its configuration, data and weights."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo import schema
 from zoo.errors import ConfigError, NoCheckpointError
-from zoo.run_directory import read_config
 from zoo.training import checkpoint as checkpoints
 from zoo.training.build import build_data, build_objective, check_fit
 from zoo.training.distributed import World
-from zoo.training.init import adapted, named_as, read_weights
+from zoo.training.init import adapted, read_weights
 from zoo.training.state import load_module, seed_everything
 
 
@@ -30,31 +28,6 @@ class Trained:
     weights: str  # in words
     step: int
     partial: bool
-
-
-@dataclass
-class Frozen:
-    """The objective of a finished run, which nothing trains any more."""
-
-    cfg: Mapping[str, Any]
-    objective: nn.Module
-    sha256: str  # of the file of its weights
-
-
-def load_frozen(folder: str) -> Frozen:
-    """The objective of a run directory with its final weights (the average, where there is one), on the CPU, in the default dtype.
-
-    Its data isn't built, no random number is drawn, and only zoo's own classes are called: a configuration is not a place to run code from.
-
-    Raises:
-        ConfigError, NoCheckpointError: if there is no finished run, or its weights don't fit its model.
-    """
-    cfg = schema.check(read_config(Path(folder).expanduser()))
-    state, path = read_weights(folder)
-    with torch.random.fork_rng(devices=[]):
-        objective = build_objective(cfg)
-    load_module(objective, named_as(objective, state), str(path))
-    return Frozen(cfg, objective.to(torch.get_default_dtype()).requires_grad_(False).eval(), checkpoints.digest(path))
 
 
 def load_trained(cfg: Mapping[str, Any], world: World, folder: Path | None, which: str, weights: str | None, layout: str | None) -> Trained:

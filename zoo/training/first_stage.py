@@ -1,16 +1,46 @@
-"""The model of a finished run as a part of a second one: a prior, a decoder or an upsampler over what a first stage has learnt."""
+"""The model of a finished run, frozen, as a part of something else: a first stage under a prior, a classifier that judges samples."""
 
 import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
+from zoo import schema
 from zoo.errors import ConfigError
 from zoo.run_directory import read_config
-from zoo.schema import check_call
-from zoo.training.build import call
-from zoo.training.init import read_weights
+from zoo.training import checkpoint as checkpoints
+from zoo.training.build import build_objective
+from zoo.training.init import named_as, read_weights
 from zoo.training.state import load_module
+
+
+@dataclass
+class Frozen:
+    """The objective of a finished run, which nothing trains any more."""
+
+    cfg: Mapping[str, Any]
+    objective: nn.Module
+    sha256: str  # of the file of its weights
+
+
+def load_frozen(folder: str) -> Frozen:
+    """The objective of a run directory with its final weights (the average, where there is one), on the CPU, in the default dtype.
+
+    Its data isn't built, no random number is drawn, and only zoo's own classes are called: a configuration is not a place to run code from.
+
+    Raises:
+        ConfigError, NoCheckpointError: if there is no finished run, or its weights don't fit its model.
+    """
+    cfg = schema.check(read_config(Path(folder).expanduser()))
+    state, path = read_weights(folder)
+    with torch.random.fork_rng(devices=[]):
+        objective = build_objective(cfg)
+    load_module(objective, named_as(objective, state), str(path))
+    return Frozen(cfg, objective.to(torch.get_default_dtype()).requires_grad_(False).eval(), checkpoints.digest(path))
 
 
 def first_stage(run: str, model: str, data: dict) -> nn.Module:
@@ -36,17 +66,13 @@ def first_stage(run: str, model: str, data: dict) -> nn.Module:
     folder = Path(run).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"the first stage {run} does not exist: train it first, or name another run directory")
-    cfg = read_config(folder)
-    if not (folder / "model.safetensors").is_file():
-        raise ConfigError(f"the first stage {run} is not finished: train {cfg['name']} to its end")
-    module, _, name = model.rpartition(".")
-    wanted = getattr(importlib.import_module(module), name)
-    network = call("model", check_call("model", cfg["model"], foreign=())) if "_target_" in cfg["model"] else None
-    if not isinstance(network, wanted):
-        raise ConfigError(f"the first stage {run} is a run of {cfg['name']}, whose model is no {name}: name the run directory of one")
+    if (folder / "config.yaml").is_file() and not (folder / "model.safetensors").is_file():
+        raise ConfigError(f"the first stage {run} is not finished: train {read_config(folder).get('name')} to its end")
+    frozen = load_frozen(run)
+    network, theirs, name = getattr(frozen.objective, "model", None), frozen.cfg["data"], model.rpartition(".")[2]
+    if not isinstance(network, getattr(importlib.import_module(model.rpartition(".")[0]), name)):
+        raise ConfigError(f"the first stage {run} is a run of {frozen.cfg['name']}, whose model is no {name}: name the run directory of one")
     for key, ours in data.items():
-        if (theirs := cfg["data"].get(key)) != ours:
-            raise ConfigError(f"the first stage {run} was trained on data.{key}={theirs}, but here data.{key} is {ours}: both need the same")
-    weights, path = read_weights(str(folder))
-    load_module(network, {name.removeprefix("model."): value for name, value in weights.items()}, str(path))
-    return network.requires_grad_(False).eval()
+        if theirs.get(key) != ours:
+            raise ConfigError(f"the first stage {run} was trained on data.{key}={theirs.get(key)}, but here data.{key} is {ours}: both need the same")
+    return network
