@@ -69,6 +69,17 @@ def claims_table() -> str:
     return "\n".join(rows)
 
 
+def peers_table() -> str:
+    """Our models beside their peers, where that has been measured."""
+    rows = ["| model, work, precision | ms | ratio to its peers, quartiles | noise floor | verdict |", "|---|---|---|---|---|"]
+    quartiles = lambda q: f"{q[1]:.2f} [{q[0]:.2f}, {q[2]:.2f}]"
+    record = json.loads((ROOT / "results" / "benchmarks" / "peers.json").read_text())
+    for name, result in record["results"].items():
+        ratios = ", ".join(f"{peer} {quartiles(q)}" for peer, q in result["ratio_to"].items())
+        rows.append(f"| {name} | {result['milliseconds']['ours'][1]:.0f} | {ratios} | {quartiles(result['noise_floor'])} | {result['verdict']} |")
+    return "\n".join(rows) + f"\n\n{record['hardware']}, torch {record['torch']}, {record['repeats']} repeats."
+
+
 # What is told of runs that have no number of the paper's beside them.
 SHOWN = ("accuracy", "bits_per_char", "perplexity", "mse", "solved", "classes", "frechet", "frechet_gaussian", "nearest", "nearest_test",
          "log_likelihood", "parzen_log_likelihood", "bits_per_dim", "modes", "near", "knn_accuracy", "linear_probe_accuracy")  # fmt: skip
@@ -96,7 +107,12 @@ def main() -> None:
         card.write_text(replaced(card.read_text(), "results", results_table([n for n in names if n.split("/")[0] == key])))
     heading = "# Results\n\nMade from `results/` by `python docs/tables.py`; each file there holds command, configuration, commit, hardware."
     claims = "## Claims\n\nMade from `results/claims/`, which `ZOO_RECORD=1 pytest -m claim` writes."
-    (ROOT / "docs" / "results.md").write_text(f"{heading}\n\n{results_table(names)}\n\n{claims}\n\n{claims_table()}\n")
+    peers = (
+        "## Beside peers\n\nMade from `results/benchmarks/peers.json`, which `python -m benchmarks peers --record ...` writes; below 1 is faster. Not slower: "
+        "the upper\nquartile is 1 at most; not measured: the noise floor, a second instance of the peer against the first, leaves 0.95 to 1.05."
+    )
+    parts = [heading, results_table(names), claims, claims_table(), peers, peers_table()]
+    (ROOT / "docs" / "results.md").write_text("\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":
