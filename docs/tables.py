@@ -107,10 +107,10 @@ def main() -> None:
         card.write_text(replaced(card.read_text(), "results", results_table([n for n in names if n.split("/")[0] == key])))
     heading = "# Results\n\nMade from `results/` by `python docs/tables.py`; each file there holds command, configuration, commit, hardware."
     claims = "## Claims\n\nMade from `results/claims/`, which `ZOO_RECORD=1 pytest -m claim` writes."
-    peers = (
-        "## Beside peers\n\nMade from `results/benchmarks/peers.json`, which `python -m benchmarks peers --record ...` writes; below 1 is faster. Not slower: "
-        "the upper\nquartile is 1 at most; not measured: the noise floor, a second instance of the peer against the first, leaves 0.95 to 1.05."
-    )
+    peers = """## Beside peers
+
+Made from `results/benchmarks/peers.json`, which `python -m benchmarks peers --record ...` writes; a ratio below 1 is faster. Not slower: its upper
+quartile is 1 at most; not measured: the noise floor, a second instance of the peer beside the first, leaves 0.95 to 1.05."""
     parts = [heading, results_table(names), claims, claims_table(), peers, peers_table()]
     (ROOT / "docs" / "results.md").write_text("\n\n".join(parts) + "\n")
 
