@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers import TestSplit, double, generator  # noqa: F401
 from zoo.errors import ConfigError
 from zoo.evaluation.diffusion import bits_per_dim, guided
 from zoo.evaluation.generation import classifier, frechet_distance, gaussian_draws
@@ -18,12 +19,7 @@ from zoo.papers.ddpm.process import discretized_log_likelihood
 TINY = dict(image_size=8, channels=2, width=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4)
 
 
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.double)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 class Toy(nn.Module):
@@ -56,10 +52,6 @@ def randomised(network):
     for p in network.parameters():  # the initial zeros and ones would hide swapped tensors
         nn.init.normal_(p, std=0.3)
     return network
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 # The network
@@ -342,7 +334,7 @@ def test_bits_per_dim_of_gaussian_data_under_their_ideal_denoiser():
     """Beta is nearly the best variance, so the bound nearly touches the entropy."""
     diffusion = ideal("fixed_large")
     x = ((torch.randn(1000, 1, 2, 2) * S2**0.5 + 1) * 127.5).round() / 127.5 - 1
-    bits = bits_per_dim(diffusion, Set(x), generator(1))  # seed 0 would draw the numbers of x again
+    bits = bits_per_dim(diffusion, TestSplit(x), generator(1))  # seed 0 would draw the numbers of x again
     assert bits["bits_per_dim"] == pytest.approx(bits["rate"] + bits["distortion"])
     entropy = math.log2(2 * math.pi * math.e * S2) / 2 - math.log2(2 / 255)
     assert entropy - 0.05 < bits["bits_per_dim"] < entropy + 0.25
@@ -350,28 +342,12 @@ def test_bits_per_dim_of_gaussian_data_under_their_ideal_denoiser():
     assert bits["rmse"] == pytest.approx(127.5 * (S2 * beta / ((1 - beta) * S2 + beta)) ** 0.5, rel=0.03)
 
 
-class Set:
-    """Data with a test split only."""
-
-    def __init__(self, images):
-        self.images, self.test, self.valid = images, self, None
-
-    def __len__(self):
-        return len(self.images)
-
-    def sweeps(self, batch_size):
-        return [[{"index": index}] for index in torch.arange(len(self)).split(batch_size)]
-
-    def fetch(self, address):
-        return {"image": self.images[address["index"]]}
-
-
 def test_bits_per_dim_of_the_first_items_does_not_depend_on_the_others():
     diffusion, x = Diffusion(Constant(), steps=3, beta_start=0.1, beta_end=0.3), levels(7, 1, 2, 2)
-    few, all_ = (bits_per_dim(diffusion, Set(images), generator(), items, 5) for images, items in ((x, 4), (x[:4], None)))
+    few, all_ = (bits_per_dim(diffusion, TestSplit(images), generator(), items, 5) for images, items in ((x, 4), (x[:4], None)))
     assert few == all_
     with pytest.raises(ConfigError, match=r"256 levels from -1 to 1: data.normalise=symmetric"):
-        bits_per_dim(diffusion, Set((x + 1) / 2 + 0.001), generator())
+        bits_per_dim(diffusion, TestSplit((x + 1) / 2 + 0.001), generator())
 
 
 # Training and sampling
@@ -566,7 +542,7 @@ def test_strength_of_guidance_is_told_by_accuracy_and_spread():
     """Two classes, black and white; "samples" whose noise shrinks with w."""
     images, labels = torch.arange(200)[:, None, None, None].expand(-1, 1, 2, 2) % 2.0, torch.arange(200) % 2
 
-    class Split(Set):
+    class Split(TestSplit):
         normaliser = type("Same", (), {"inverse": staticmethod(lambda x: x)})
 
         def fetch(self, address):

@@ -5,22 +5,13 @@ import torch
 from torch import nn
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal, kl_divergence
 
+from tests.helpers import TestSplit, double, generator  # noqa: F401
 from zoo.config import compose, paper_configs
 from zoo.papers.vae import VAE, VariationalBound, importance_sampled, posterior_sampled, vae_frey, vae_mnist
 from zoo.papers.vae.likelihood import fitted_gaussian, hamiltonian
 from zoo.papers.vae.model import gaussian_log_density, kl_to_standard_normal
 
-
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.double)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def tiny(decoder="bernoulli", latent=3):
@@ -206,26 +197,10 @@ class LinearGaussian(nn.Module):
         return MultivariateNormal(torch.zeros(4), self.w @ self.w.T + self.s**2 * torch.eye(4)).log_prob(images.flatten(1)).mean().item()
 
 
-class Images:
-    """A data set of which only the test split is there."""
-
-    def __init__(self, images):
-        self.images, self.test, self.valid = images, self, None
-
-    def __len__(self):
-        return len(self.images)
-
-    def sweeps(self, batch_size):
-        return [[{"index": index}] for index in torch.arange(len(self)).split(batch_size)]
-
-    def fetch(self, address):
-        return {"image": self.images[address["index"]]}
-
-
 def test_importance_sampling_is_exact_for_the_exact_posterior_and_too_low_for_others():
     images = torch.randn(30, 1, 1, 4)
     objective = VariationalBound(LinearGaussian(), pixels="grey")
-    estimate = lambda o, **k: importance_sampled(o, Images(images), generator(), **k)["marginal_log_likelihood"]
+    estimate = lambda o, **k: importance_sampled(o, TestSplit(images), generator(), **k)["marginal_log_likelihood"]
     exact = objective.model.marginal(images)
     assert estimate(objective, samples=3, batch_size=7) == pytest.approx(exact, abs=1e-10)
     assert estimate(objective, samples=7, items=11, chunk=3) == pytest.approx(objective.model.marginal(images[:11]), abs=1e-10)
@@ -237,7 +212,7 @@ def test_importance_sampling_is_exact_for_the_exact_posterior_and_too_low_for_ot
 def test_the_estimate_of_appendix_d_finds_the_marginal_likelihood_even_from_a_poor_encoder():
     images = torch.randn(30, 1, 1, 4)
     objective = VariationalBound(LinearGaussian(error=0.2), pixels="grey")
-    found = posterior_sampled(objective, Images(images), generator(), samples=400, warmup=50)["posterior_sampled_log_likelihood"]
+    found = posterior_sampled(objective, TestSplit(images), generator(), samples=400, warmup=50)["posterior_sampled_log_likelihood"]
     assert found == pytest.approx(objective.model.marginal(images), abs=0.02)
 
 
@@ -267,8 +242,8 @@ def test_both_estimates_judge_the_same_pixels():
 
     images = torch.rand(5, 1, 1, 4)
     objective = VariationalBound(Watching())
-    importance_sampled(objective, Images(images), generator(), samples=1)
-    posterior_sampled(objective, Images(images), generator(), samples=4, warmup=0)
+    importance_sampled(objective, TestSplit(images), generator(), samples=1)
+    posterior_sampled(objective, TestSplit(images), generator(), samples=4, warmup=0)
     assert len(seen) == 2 and seen[0].equal(seen[1]) and seen[0].unique().tolist() == [0, 1]
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.helpers import double, generator  # noqa: F401
 from tests.toys import without_curves
 from zoo.config import compose
 from zoo.errors import ConfigError
@@ -41,16 +42,7 @@ ROOT = Path(__file__).parent.parent.parent
 TINY = dict(image_size=8, channels=2, codes=5, code_width=3, hidden=8, residual_hidden=4)
 
 
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.double)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def randomised(module):

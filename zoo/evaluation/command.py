@@ -164,6 +164,7 @@ def _result(trained: Trained, options: Mapping[str, Any], metrics: Mapping[str, 
     """Everything that a number needs in order to be believed."""
     cfg = trained.cfg
     computing = {key: value for key, value in cfg.items() if key not in ("expect", "logger", "run_dir", "resume")}
+    computing["data"] = {key: value for key, value in cfg["data"].items() if key != "root"}  # where it lies changes nothing
     text = json.dumps(computing, sort_keys=True)
     return {
         "name": cfg["name"],
