@@ -40,7 +40,7 @@ def write_images(root: Path) -> None:
 
 def ours(root: Path, workers: int) -> Iterator[Tensor]:
     data = zoo.data.images(seed=0, root=str(root), folder="set", image_size=224, augment=["resized_crop", "flip"], workers=workers)
-    return (batch["image"] for batch in stream(data.train, data.train.plan(BATCH), 0, slice(None), torch.device("cpu")))
+    return (batch["image"] for batch in stream(data.train, data.train.plan(BATCH), 0, torch.device("cpu")))
 
 
 def torchvisions(root: Path, workers: int) -> Iterator[Tensor]:

@@ -52,7 +52,7 @@ def configuration(folder: str) -> dict:
 def ours(cfg: dict) -> Callable[[], None]:
     """A block of the trainer's own loop, as `Trainer.train` runs it."""
     trainer = Trainer(cfg, World(0, 1, torch.device("cpu"), "none"))
-    trainer.batches = stream(trainer.data.train, trainer.plan, 0, trainer.share, trainer.world.device)
+    trainer.batches = stream(trainer.data.train, trainer.plan, 0, trainer.world.device)
     stop = Stop(trainer.world, None)
     trainer.recorder.start(0)
 
@@ -73,7 +73,7 @@ def bare(cfg: dict) -> Callable[[], None]:
 
     data = build_data(cfg)
     plan = data.train.plan(32)
-    batches = stream(data.train, plan, 0, slice(0, 32), torch.device("cpu"))
+    batches = stream(data.train, plan, 0, torch.device("cpu"))
     model, averaged = Mlp(), Mlp()
     parameters, averages = list(model.parameters()), [p.detach() for p in averaged.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01, fused=True)

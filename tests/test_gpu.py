@@ -27,7 +27,7 @@ def test_every_shape_of_training_runs_and_resumes(name, precision, tmp_path):
 def test_a_step_never_waits_for_the_device(name, tmp_path):
     cfg = toy(name, tmp_path, "trainer.device=cuda", "trainer.ema=0.9", "trainer.clip=1.0")
     trainer = Trainer(cfg, World(0, 1, torch.device("cuda", 0), "none"))
-    trainer.batches = stream(trainer.data.train, trainer.plan, 0, trainer.share, trainer.world.device)
+    trainer.batches = stream(trainer.data.train, trainer.plan, 0, trainer.world.device)
     trainer.iteration()
     torch.cuda.set_sync_debug_mode("error")
     try:

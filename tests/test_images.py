@@ -41,7 +41,6 @@ from zoo.data.text import Stream
 from zoo.errors import ConfigError, ZooError
 
 CPU = torch.device("cpu")
-ALL = slice(None)
 CONFIGS = Path(__file__).parents[1] / "configs" / "data"
 
 
@@ -251,11 +250,11 @@ def test_with_both_each_pair_takes_one():
 def test_pairs_stay_together_whatever_the_number_of_ranks():
     split = zoo.data.digits(seed=0, mixup=1.0, cutmix=1.0).train
     plan = split.plan(24)
-    whole = next(stream(split, plan, 3, ALL, CPU))
-    parts = [next(stream(split, plan, 3, slice(6 * rank, 6 * rank + 6), CPU)) for rank in range(4)]
+    whole = next(stream(split, plan, 3, CPU))
+    parts = [next(stream(split, plan, 3, CPU, rank, 4)) for rank in range(4)]
     for name in ("image", "target"):
         assert torch.cat([part[name] for part in parts]).equal(whole[name])
-    said = message(lambda: next(stream(split, plan, 3, slice(0, 3), CPU)), ConfigError)
+    said = message(lambda: next(stream(split, plan, 3, CPU, 0, 8)), ConfigError)
     assert said == "data.mixup and data.cutmix mix pairs: data.batch_size must give each rank an even number, not 3 images"
 
 
@@ -572,7 +571,7 @@ def test_distortions_are_drawn_for_each_image_and_erasing_takes_the_mean(folder)
 def test_workers_mix_as_the_main_process_does(folder):
     keys = {"mixup": 0.5, "cutmix": 1.0, "augment": ["resized_crop", "colour"]}
     splits = [images(folder, workers=workers, **keys).train for workers in (0, 2)]
-    here, there = (next(stream(split, split.plan(6), 1, ALL, CPU)) for split in splits)
+    here, there = (next(stream(split, split.plan(6), 1, CPU)) for split in splits)
     assert set(here) == set(there) == {"image", "label", "index", "target"}
     assert all(here[name].equal(there[name]) for name in here)
 
@@ -644,7 +643,7 @@ def test_workers_and_ranks_change_nothing(folder):
     for workers, ranks in ((0, 1), (1, 1), (2, 1), (2, 2)):
         split = images(folder, workers=workers).train
         plan = split.plan(4)
-        readers = [stream(split, plan, 2, slice(rank * 4 // ranks, (rank + 1) * 4 // ranks), CPU) for rank in range(ranks)]
+        readers = [stream(split, plan, 2, CPU, rank, ranks) for rank in range(ranks)]
         found = []
         for _ in range(4):
             parts = [next(reader) for reader in readers]
@@ -653,7 +652,7 @@ def test_workers_and_ranks_change_nothing(folder):
         for a, b in zip(found, reference):
             assert all(a[name].equal(b[name]) for name in ("image", "label", "index"))
     assert torch.get_rng_state().equal(state)  # neither the loader nor the transforms draw from the run's generator
-    straight = list(itertools.islice(stream(split, plan, 0, ALL, CPU), 4))
+    straight = list(itertools.islice(stream(split, plan, 0, CPU), 4))
     assert straight[2]["image"].equal(reference[0]["image"])  # starting at 2 is skipping 2
     repeated = split.fetch({"index": torch.zeros(20, dtype=torch.int64), "epoch": torch.arange(20)})["image"]
     assert len(repeated.flatten(1).unique(dim=0)) == 20  # each epoch has crops of its own

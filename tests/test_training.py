@@ -159,7 +159,7 @@ def test_a_step_asks_the_device_for_nothing(name, tmp_path, monkeypatch):
     cfg = toy(name, tmp_path, "trainer.clip=1.0")
     tmp_path.mkdir(exist_ok=True)
     trainer = Trainer(cfg, World(0, 1, torch.device("cpu"), "none"))
-    trainer.batches = stream(trainer.data.train, trainer.plan, 0, trainer.share, trainer.world.device)
+    trainer.batches = stream(trainer.data.train, trainer.plan, 0, trainer.world.device)
     trainer.iteration()
     steps = [p for group in trainer.players.values() for p in group.optimizer.state.values()]
     assert steps

@@ -96,7 +96,7 @@ TRAINER = {
     "profile": Key(int, low=1, null=True),
     "max_time": Key(float, above=0, null=True),
 }
-DATA = {"batch_size": WHOLE, "workers": Key(int, low=0), "root": Key(str, null=True)}
+DATA = {"batch_size": Key(int, low=1, null=True), "batch_tokens": Key(int, low=1, null=True), "workers": Key(int, low=0), "root": Key(str, null=True)}
 FACTS = {"num_classes": WHOLE, "image_size": WHOLE, "channels": WHOLE, "vocab_size": Key(int, low=1, null=True)}
 
 ADAM = {"lr": RATE, "betas": Key(list), "eps": RATE, "weight_decay": RATE, "decay": Key(str, choices=("all", "matrices"))}
@@ -284,14 +284,25 @@ def _check_targets(cfg: dict[str, Any], foreign: tuple[str, ...]) -> tuple[str, 
     cfg["objective"] = check_call("objective", cfg["objective"], foreign, supplied=tuple(networks))
     own = {**DATA, **FACTS}
     cfg["data"] = check_call("data", cfg["data"], foreign, supplied=("seed",), own=own)
-    if "batch_size" not in cfg["data"]:
-        raise ConfigError("data.batch_size is missing: give the number of items of one step over all ranks")
+    _check_batch(cfg["data"])
     cfg["evaluation"] = dict(cfg["evaluation"] or {})
     for name, values in cfg["evaluation"].items():
         every = {"every": Key(int, low=1, null=True)}
         supplied = ("objective", "data", "generator")
         cfg["evaluation"][name] = check_call(f"evaluation.{name}", values, foreign, supplied, own=every)
     return tuple(networks)
+
+
+def _check_batch(data: dict[str, Any]) -> None:
+    """A batch is so many items, or, where the data set can plan it, so many tokens."""
+    data.setdefault("batch_size", None)
+    tokens = data.get("batch_tokens")
+    if tokens and data["_target_"].startswith("zoo.") and "batch_tokens" not in parameters(data["_target_"]):
+        raise ConfigError(f"data.batch_tokens is for sets of pairs of sentences, not {data['_target_']}: give data.batch_size")
+    if tokens and data["batch_size"]:
+        raise ConfigError("data.batch_size and data.batch_tokens are both given: set one of them to null")
+    if not tokens and not data["batch_size"]:
+        raise ConfigError("data.batch_size is missing: give the number of items of one step over all ranks")
 
 
 def check_call(name: str, values: Any, foreign: tuple[str, ...], supplied: tuple[str, ...] = (), own: Mapping[str, Key] = {}) -> dict[str, Any]:
@@ -351,8 +362,8 @@ def _check_shares(cfg: dict[str, Any]) -> None:
         raise ConfigError(f"trainer.parallel=none cannot use {ranks} ranks: choose ddp or fsdp")
     if ranks > 1 and cfg["trainer"]["parallel"] == "fsdp" and cfg["trainer"]["precision"] == "fp16":
         raise ConfigError("trainer.precision=fp16 scales gradients, which trainer.parallel=fsdp does not support: choose bf16 or ddp")
-    if cfg["data"]["batch_size"] % (ranks * accumulate):
-        size = cfg["data"]["batch_size"]
+    size = cfg["data"]["batch_size"]
+    if size and size % (ranks * accumulate):
         raise ConfigError(f"data.batch_size {size} does not divide into {ranks} ranks x trainer.accumulate {accumulate} micro-batches")
 
 

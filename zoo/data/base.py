@@ -55,6 +55,7 @@ class Data:
         decode: token ids (n, T) -> n texts.
         encode: a text -> token ids (T,).
         digest: sha256 of the text, where the source may differ between machines.
+        notes: what a user should know about what was read, such as how many items were left out.
     """
 
     train: Split
@@ -65,6 +66,7 @@ class Data:
     decode: Callable[[Tensor], list[str]] | None = None
     encode: Callable[[str], Tensor] | None = None
     digest: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Shuffled:

@@ -21,13 +21,20 @@ from zoo.errors import ZooError
 TIMEOUT = 120  # seconds without a batch from the workers
 
 
-def stream(split: Split, plan: Plan, start: int, part: slice, device: torch.device, timeout: float = TIMEOUT) -> Iterator[Batch]:
-    """Batches number start, start + 1, ... for ever; of each only the rows `part`, this rank's share of the global batch.
+def stream(
+    split: Split, plan: Plan, start: int, device: torch.device, rank: int = 0, ranks: int = 1, timeout: float = TIMEOUT
+) -> Iterator[Batch]:
+    """Batches number start, start + 1, ... for ever; of each only this rank's share of the global batch.
 
     Raises:
         ZooError: where an item can't be read, or the workers died or were silent for `timeout` seconds.
     """
-    return batches(split, ({k: v[part] for k, v in plan.batch(number).items()} for number in count(start)), device, timeout)
+    return batches(split, (share(plan.batch(number), rank, ranks) for number in count(start)), device, timeout)
+
+
+def share(batch: Batch | Address, rank: int, ranks: int) -> Batch | Address:
+    """The rows of one rank: consecutive ones, as many as the others' or one more or less."""
+    return {k: v[len(v) * rank // ranks : len(v) * (rank + 1) // ranks] for k, v in batch.items()}
 
 
 def sweep(

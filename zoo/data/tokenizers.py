@@ -90,15 +90,16 @@ class BytePairs:
         self.tokenizer = Tokenizer.from_str(model)
 
     @classmethod
-    def trained(cls, text: str, vocab_size: int, folder: Path) -> "BytePairs":
-        """Trained on a text; kept in a file of `folder`, which is named by the digest of all that it depends on."""
+    def trained(cls, text: str | list[str], vocab_size: int, folder: Path) -> "BytePairs":
+        """Trained on a text, or on lines; kept in a file of `folder`, which is named by the digest of all that it depends on."""
         import tokenizers
 
-        key = hashlib.sha256(f"{tokenizers.__version__} {vocab_size}\n{text}".encode("utf-8", "surrogatepass")).hexdigest()
+        whole = text if isinstance(text, str) else "\n".join(text) + "\n(lines)"
+        key = hashlib.sha256(f"{tokenizers.__version__} {vocab_size}\n{whole}".encode("utf-8", "surrogatepass")).hexdigest()
         path = folder / f"bpe-{vocab_size}-{key[:16]}.json"
         model = _kept(path)
         if model is None:
-            model = _train(text, vocab_size)
+            model = _train([text] if isinstance(text, str) else text, vocab_size)
             _keep(path, model)
         return cls(model)
 
@@ -113,7 +114,7 @@ class BytePairs:
         return self.tokenizer.decode_batch(ids.tolist(), skip_special_tokens=False)
 
 
-def _train(text: str, vocab_size: int) -> str:
+def _train(texts: list[str], vocab_size: int) -> str:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -123,7 +124,7 @@ def _train(text: str, vocab_size: int) -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([text], trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer.to_str()
 
 

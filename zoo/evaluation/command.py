@@ -32,16 +32,18 @@ SOURCE = {
     "which": Key(str, choices=("auto", "best", "ema", "raw")),
     "weights": Key(str, null=True),
     "layout": Key(str, null=True),
+    "average": Key(int, low=2, null=True),
     "device": Key(str, choices=("auto", "cpu", "cuda")),
 }
 EVALUATE = {**SOURCE, "split": Key(str, choices=("test", "valid", "train")), "record": Key(str, null=True)}
-SAMPLE = {**SOURCE, "n": Key(int, low=1), "seed": Key(int, low=0), "text": Key(str, null=True)}
-DEFAULTS = {"run": None, "which": "auto", "weights": None, "layout": None, "device": "auto"}
+SAMPLE = {**SOURCE, "n": Key(int, low=1), "seed": Key(int, low=0), "text": Key(str, null=True), "input": Key(str, null=True)}
+DEFAULTS = {"run": None, "which": "auto", "weights": None, "layout": None, "average": None, "device": "auto"}
 
 EVALUATE_HELP = """usage: evaluate run=<run directory> [key=value ...]
 
   python evaluate.py run=runs/resnet/quick                     final weights (the average, where there is one) on the test split
   python evaluate.py run=runs/resnet/quick which=best          auto | best | ema | raw
+  python evaluate.py run=... average=5                         the mean of the last 5 checkpoints' weights (trainer.keep=5 keeps them)
   python evaluate.py run=... split=valid data.root=/data       split: test | valid | train; keys of the run may be overridden
   python evaluate.py paper=resnet/imagenet_resnet50 weights=resnet50.safetensors layout=torchvision
   python evaluate.py run=... record=results/mine.json          keep the numbers with all that is needed to believe them
@@ -50,6 +52,8 @@ SAMPLE_HELP = """usage: sample run=<run directory> n=16 [key=value ...]
 
   python -m zoo sample run=runs/gan/quick n=64 seed=1          images: <run>/pictures/samples.png
   python -m zoo sample run=runs/lstm/quick n=2 length=300 text="The "     text: printed
+  python -m zoo sample run=runs/transformer/quick text="4 May 1996"    a translation: printed, and a picture of its attention
+  python -m zoo sample run=... input=lines.txt beam=8                  translations of a file's lines, line by line
 """
 
 
@@ -61,16 +65,16 @@ def evaluate_command(argv: list[str]) -> int:
     own, rest = _split(argv, EVALUATE)
     options = schema.section("", {**DEFAULTS, "split": "test", "record": None, **own}, EVALUATE)
     with _trained(options, rest) as (trained, world):
-        metrics = _metrics(trained, world, options["split"])
+        metrics, texts = _metrics(trained, world, options["split"])
         if not world.first:
             return 0
         folder = _folder(options, trained)
-        result = _result(trained, options, metrics, world)
+        result = _result(trained, options, metrics, texts, world)
         write_atomically(folder / "metrics.json", json.dumps(result, indent=1).encode())
         if options["record"]:
             Path(options["record"]).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(Path(options["record"]), json.dumps(result, indent=1).encode())
-        _print_table(trained, metrics, options["split"])
+        _print_table(trained, metrics, texts, options["split"])
         for path in [folder / "metrics.json", *_pictures(trained, world, folder, options["split"])]:
             print(path)
     return 0
@@ -88,9 +92,11 @@ def sample_command(argv: list[str]) -> int:
     rest = [word for word in rest if word.split("=", 1)[0] not in extra]
     with _trained(options, rest) as (trained, world):
         objective = trained.objective
+        if hasattr(objective, "translate"):
+            return translate(trained, world, options, _arguments(objective.translate, extra, ("source",)))
         if not hasattr(objective, "sample"):
             raise ConfigError(f"{trained.cfg['name']} generates nothing: its objective has no sample()")
-        arguments = _sample_arguments(objective, extra, options["text"], trained.data)
+        arguments = _arguments(objective.sample, extra, ("n", "generator", "prompt")) | _prompt(options["text"], trained.data)
         generator = torch.Generator(world.device).manual_seed(options["seed"])
         with frozen(objective, trained.cfg["trainer"]["precision"], world.device):
             try:
@@ -134,7 +140,7 @@ def _trained(options: Mapping[str, Any], rest: list[str]) -> Iterator[tuple[Trai
     else:
         raise ConfigError("give run=<run directory>, or paper=<name> weights=<file.safetensors>")
     with joined(options["device"], "ddp") as world, numerics(cfg["trainer"]["precision"], cfg["trainer"]["deterministic"]):
-        yield load_trained(cfg, world, folder, options["which"], options["weights"], options["layout"]), world
+        yield load_trained(cfg, world, folder, options["which"], options["weights"], options["layout"], options["average"]), world
 
 
 def _overridden(cfg: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -149,18 +155,22 @@ def _overridden(cfg: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         return schema.check(OmegaConf.to_container(merged, resolve=True), config.foreign_packages(overrides))
 
 
-def _metrics(trained: Trained, world: World, name: str) -> dict[str, float]:
+def _metrics(trained: Trained, world: World, name: str) -> tuple[dict[str, float], dict[str, str]]:
     cfg, split = trained.cfg, getattr(trained.data, name)
     if split is None:
         there = [n for n in ("train", "valid", "test") if getattr(trained.data, n) is not None]
         raise ConfigError(f"split={name}: this data set has only {', '.join(there)}")
     metrics = evaluate(trained.objective, split, cfg["data"]["batch_size"], world, cfg["seed"], cfg["trainer"]["precision"])
+    texts = {}
     for section in cfg["evaluation"].values():
-        metrics |= extra_metrics(section, trained.objective, trained.data, cfg["seed"], cfg["trainer"]["precision"])
-    return metrics
+        for all_, some in zip((metrics, texts), extra_metrics(section, trained.objective, trained.data, cfg["seed"], cfg["trainer"]["precision"])):
+            all_ |= some
+    return metrics, texts
 
 
-def _result(trained: Trained, options: Mapping[str, Any], metrics: Mapping[str, float], world: World) -> dict[str, Any]:
+def _result(
+    trained: Trained, options: Mapping[str, Any], metrics: Mapping[str, float], texts: Mapping[str, str], world: World
+) -> dict[str, Any]:
     """Everything that a number needs in order to be believed."""
     cfg = trained.cfg
     computing = {key: value for key, value in cfg.items() if key not in ("expect", "logger", "run_dir", "resume")}
@@ -169,6 +179,7 @@ def _result(trained: Trained, options: Mapping[str, Any], metrics: Mapping[str, 
     return {
         "name": cfg["name"],
         "metrics": dict(metrics),
+        **({"texts": dict(texts)} if texts else {}),
         "split": options["split"],
         "data": cfg["data"]["_target_"],
         "weights": trained.weights,
@@ -196,13 +207,17 @@ def _trained_on(folder: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def _print_table(trained: Trained, metrics: Mapping[str, float], split: str) -> None:
+def _print_table(trained: Trained, metrics: Mapping[str, float], texts: Mapping[str, str], split: str) -> None:
     expect = trained.cfg["expect"] or {}
     print(f"{trained.cfg['name']}, {split} split; weights: {trained.weights}{'; PARTIAL: the run is not finished' if trained.partial else ''}")
     width = max(map(len, metrics), default=0)
     for key, value in metrics.items():
         paper = f"   paper: {expect['paper']:g} ({expect['source']})" if expect.get("metric") == key else ""
         print(f"  {key:<{width}} {value:>12.4f}{paper}")
+    for key, text in texts.items():
+        print(f"  {key}: {text}")
+    for note in trained.data.notes:
+        print(f"  {note}")
 
 
 def _pictures(trained: Trained, world: World, folder: Path, split: str) -> list[Path]:
@@ -244,20 +259,24 @@ def _first_batch(trained: Trained, split: str, device: torch.device) -> dict[str
     return next(batch for _, _, batch in sweep(data, min(trained.cfg["data"]["batch_size"], 64), device))
 
 
-def _sample_arguments(objective: Any, extra: Mapping[str, str], text: str | None, data: Any) -> dict[str, Any]:
-    """The options of objective.sample, read by its signature; `text` is the prompt of a text model."""
-    accepted = {name: p for name, p in inspect.signature(objective.sample).parameters.items() if name not in ("n", "generator", "prompt")}
+def _arguments(function: Any, extra: Mapping[str, str], supplied: tuple[str, ...]) -> dict[str, Any]:
+    """The options of objective.sample or objective.translate, read by its signature."""
+    accepted = {name: p for name, p in inspect.signature(function).parameters.items() if name not in supplied}
     arguments = {}
     for name, value in extra.items():
         if name not in accepted:
             raise unknown(name, [*accepted, *SAMPLE])
         wanted = schema.annotation_key(schema.Parameter(_annotation(accepted[name]), False)) or Key(str)
         arguments[name] = wanted.read(name, _literal(value))
-    if text is not None:
-        if data.encode is None:
-            raise ConfigError("text=... is for models of text")
-        arguments["prompt"] = data.encode(text)
     return arguments
+
+
+def _prompt(text: str | None, data: Any) -> dict[str, torch.Tensor]:
+    if text is None:
+        return {}
+    if data.encode is None:
+        raise ConfigError("text=... is for models of text")
+    return {"prompt": data.encode(text)}
 
 
 def _annotation(parameter: inspect.Parameter) -> str:

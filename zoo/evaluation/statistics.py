@@ -47,13 +47,17 @@ def _statistics(objective: nn.Module, split: Any, batch_size: int, world: World,
         yield number is not None, statistics
 
 
-def extra_metrics(section: Mapping[str, Any], objective: nn.Module, data: Any, seed: int, precision: str) -> dict[str, float]:
-    """One entry of `evaluation:`, a function (objective, data, generator, **params) -> metrics."""
+def extra_metrics(
+    section: Mapping[str, Any], objective: nn.Module, data: Any, seed: int, precision: str
+) -> tuple[dict[str, float], dict[str, str]]:
+    """One entry of `evaluation:`, a function (objective, data, generator, **params) -> metrics, and texts that tell how they were made."""
     device = next(objective.parameters()).device
     arguments = {key: value for key, value in section.items() if key != "every"}
     with frozen(objective, precision, device):
         generator = torch.Generator(device).manual_seed(mixed(seed, -2))
-        return call("evaluation", arguments, objective=objective, data=data, generator=generator)
+        found = call("evaluation", arguments, objective=objective, data=data, generator=generator)
+    texts = {name: value for name, value in found.items() if isinstance(value, str)}
+    return {name: value for name, value in found.items() if name not in texts}, texts
 
 
 @contextlib.contextmanager

@@ -30,13 +30,16 @@ class Trained:
     partial: bool
 
 
-def load_trained(cfg: Mapping[str, Any], world: World, folder: Path | None, which: str, weights: str | None, layout: str | None) -> Trained:
+def load_trained(
+    cfg: Mapping[str, Any], world: World, folder: Path | None, which: str, weights: str | None, layout: str | None, average: int | None = None
+) -> Trained:
     """Builds what the configuration says and fills it with weights.
 
     Args:
         folder: the run directory, if there is one.
         which: of a run: auto (the final average if there is one, else the final weights; of an unfinished run the newest), best, ema, raw.
         weights: a .safetensors file to use instead.
+        average: how many of the run's last checkpoints to take the mean of instead.
         layout: whose names that file uses: the paper's `convert.from_<layout>` renames them.
 
     Raises:
@@ -50,7 +53,7 @@ def load_trained(cfg: Mapping[str, Any], world: World, folder: Path | None, whic
         if layout:
             state = _converter(cfg, layout)(state)
     else:
-        state, step, partial, told = _weights_of_run(cfg, folder, which)
+        state, step, partial, told = _mean_of_last(folder, average) if average else _weights_of_run(cfg, folder, which)
     data = build_data(cfg)
     check_fit(objective, data)
     load_module(objective, adapted(objective, state), told)
@@ -85,6 +88,23 @@ def _weights_of_run(cfg: Mapping[str, Any], folder: Path, which: str) -> tuple[d
     state = tensors["ema" if averaged else "weights"]
     told = f"{'averaged' if averaged else 'raw'}, {'best' if which == 'best' else 'newest checkpoint'} ({newest})"
     return state, manifest["step"], not (folder / "model.safetensors").is_file(), told
+
+
+def _mean_of_last(folder: Path, count: int) -> tuple[dict[str, Tensor], int, bool, str]:
+    """The mean of the raw weights of the last checkpoints (Vaswani et al. 2017, section 6.1); whole numbers are the last one's."""
+    found = checkpoints.steps(folder / "checkpoints")[-count:]
+    if len(found) < count:
+        raise ConfigError(f"{folder} keeps {len(found)} checkpoint(s), not average={count}: train with trainer.keep={count} and trainer.save_every")
+    tensors, _, manifest = checkpoints.load_checkpoint(found[-1])
+    state = tensors["weights"]
+    sums = {name: value.double() for name, value in state.items() if value.is_floating_point()}
+    for path in found[:-1]:
+        for name, value in checkpoints.load_checkpoint(path)[0]["weights"].items():
+            if name in sums:
+                sums[name] += value
+    state |= {name: (value / count).to(state[name].dtype) for name, value in sums.items()}
+    steps = ", ".join(path.name.removeprefix("step-").lstrip("0") for path in found)
+    return state, manifest["step"], not (folder / "model.safetensors").is_file(), f"mean of the checkpoints of steps {steps} ({folder})"
 
 
 def sibling(cfg: Mapping[str, Any], name: str) -> ModuleType | None:

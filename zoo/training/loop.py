@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.data.loader import stream
+from zoo.data.loader import share, stream
 from zoo.errors import ConfigError, NoCheckpointError
 from zoo.evaluation.progress import draw
 from zoo.evaluation.statistics import evaluate, extra_metrics
@@ -57,7 +57,8 @@ class Trainer:
         self._build_players()
         if found:
             self._resume(found)
-        self.recorder = Recorder(cfg, world, self.players, self.turns, self.step, self.seconds)
+        items = self.batch_size or len(self.data.train) / self.plan.batches_per_epoch
+        self.recorder = Recorder(cfg, world, self.players, self.turns, items, self.step, self.seconds)
         if found:
             self.recorder.say(f"resumed from {found}")
 
@@ -68,16 +69,16 @@ class Trainer:
         for split in (self.data.train, self.data.valid, self.data.test):
             if split is not None:
                 split.to(self.world.device)
-        self.batch_size, self.accumulate = self.cfg["data"]["batch_size"], self.options["accumulate"]
+        self.batch_size, self.accumulate = self.cfg["data"]["batch_size"], self.options["accumulate"]  # None: batches of so many tokens
         self.plan = self.data.train.plan(self.batch_size)
-        share = self.batch_size // self.world.size
-        self.share = slice(self.world.rank * share, (self.world.rank + 1) * share)
 
     def _build_networks(self, fresh: bool) -> None:
         cfg, options = self.cfg, self.options
         state.seed_everything(cfg["seed"])  # the same initial weights on every rank
         objective = build_objective(cfg)
         check_fit(objective, self.data)
+        if self.batch_size is None:
+            self._check_token_batches(objective)
         self.init_sha256 = start_from(objective, cfg["init"], cfg["init_skip"]) if fresh else None
         objective.to(device=self.world.device, dtype=torch.get_default_dtype()).train()
         if options["channels_last"]:
@@ -96,6 +97,17 @@ class Trainer:
         if self.average:
             self.average.follow(objective)
 
+    def _check_token_batches(self, objective: nn.Module) -> None:
+        """Their numbers of items differ, so the objective must count, and draw nothing item by item."""
+        if not hasattr(objective, "count") or hasattr(objective, "draw"):
+            raise ConfigError(f"data.batch_tokens does not go with {type(objective).__name__}, which counts items: give data.batch_size")
+        parts = self.world.size * self.accumulate
+        if self.plan.fewest < parts:
+            raise ConfigError(
+                f"data.batch_tokens gives batches of as few as {self.plan.fewest} items, too few for {self.world.size} ranks x "
+                f"trainer.accumulate {self.accumulate}: raise data.batch_tokens or lower data.max_length"
+            )
+
     def _build_players(self) -> None:
         self.turns = tuple(getattr(self.objective, "turns", ("model",)))
         noise_turns = getattr(self.objective, "noise_turns", ())
@@ -103,9 +115,9 @@ class Trainer:
         self.noise_turns, self.weights = noise_turns, getattr(self.objective, "weights", {})
         self.players = {}
         for name in dict.fromkeys(self.turns):
-            share = self.turns.count(name)
-            per_epoch = self.plan.batches_per_epoch * share / max(self.data_turns, 1)
-            self.players[name] = Player(name, self.objective, self.cfg, self.world, self.options["steps"] * share, per_epoch)
+            turns = self.turns.count(name)
+            per_epoch = self.plan.batches_per_epoch * turns / max(self.data_turns, 1)
+            self.players[name] = Player(name, self.objective, self.cfg, self.world, self.options["steps"] * turns, per_epoch)
         for player in self.players.values():
             self._focus(player)  # DDP looks only at what requires gradients when it is built
             player.wrap()
@@ -148,7 +160,7 @@ class Trainer:
             self.recorder.say(f"the run in {self.folder} is finished; resume=never runs it anew")
             return 0
         self._announce()
-        self.batches = stream(self.data.train, self.plan, self.step * self.data_turns, self.share, self.world.device)
+        self.batches = stream(self.data.train, self.plan, self.step * self.data_turns, self.world.device, self.world.rank, self.world.size)
         with profiler(self.options["profile"], self.folder, self.world.first) as profiled:
             self.recorder.start(self.step)
             while self.step < last and not code:
@@ -218,13 +230,12 @@ class Trainer:
         batch = {} if name in self.noise_turns else next(self.batches)
         if hasattr(self.objective, "draw"):
             self.generator.manual_seed(mixed(self.cfg["seed"], self.step, position))
-            batch |= {key: value[self.share] for key, value in self.objective.draw(self.batch_size, self.generator).items()}
+            batch |= share(self.objective.draw(self.batch_size, self.generator), self.world.rank, self.world.size)
         if self.options["channels_last"]:
             batch = {k: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for k, v in batch.items()}
         if self.accumulate == 1:
             return [batch]
-        parts = {key: value.chunk(self.accumulate) for key, value in batch.items()}
-        return [{key: values[i] for key, values in parts.items()} for i in range(self.accumulate)]
+        return [share(batch, i, self.accumulate) for i in range(self.accumulate)]
 
     def _counts(self, parts: list[dict[str, Tensor]], name: str) -> tuple[dict[str, int | Tensor], Tensor | None]:
         """How many items count over all micro-batches and ranks, by term; and 1.0 where there are none."""
@@ -252,7 +263,7 @@ class Trainer:
         for section in cfg["evaluation"].values():
             every = section.get("every")
             if (every and self.step % every == 0) or (self.step == self.options["steps"] and split is (self.data.test or self.data.valid)):
-                metrics |= extra_metrics(section, objective, self.data, cfg["seed"], self.options["precision"])
+                metrics |= extra_metrics(section, objective, self.data, cfg["seed"], self.options["precision"])[0]
         self.recorder.evaluated(self.step, name, metrics)
         return metrics
 
@@ -319,13 +330,15 @@ class Trainer:
         return bool(self.options[key]) and self.step % self.options[key] == 0
 
     def _announce(self) -> None:
-        micro = self.batch_size // (self.world.size * self.accumulate)
+        whole, unit = self.batch_size or self.cfg["data"]["batch_tokens"], "" if self.batch_size else " tokens"
         count = sum(p.numel() for p in self.objective.parameters())
         items = "endless" if len(self.data.train) == sys.maxsize else f"{len(self.data.train):,}"
         self.recorder.say(
-            f"{self.cfg['name']}: {count:,} parameters on {self.world.device}, batch {self.batch_size} = {self.world.size} rank(s) x "
-            f"{self.accumulate} micro-batch(es) of {micro}, {self.options['precision']}, {items} training items"
+            f"{self.cfg['name']}: {count:,} parameters on {self.world.device}, batch {whole}{unit} = {self.world.size} rank(s) x "
+            f"{self.accumulate} micro-batch(es) of {whole // (self.world.size * self.accumulate)}, {self.options['precision']}, {items} training items"
         )
+        for note in self.data.notes:
+            self.recorder.say(note)
         if self.world.first:
             write_environment(self.folder, self.cfg, self.world, self.data.digest, self.init_sha256)
         if self.world.device.type == "cuda" and self.world.parallel != "fsdp":
@@ -333,14 +346,16 @@ class Trainer:
 
     def _flops(self) -> float | None:
         """FLOPs of one step over all ranks, counted on two items (batch norm refuses one)."""
-        batch = self.data.train.fetch({key: value[:2] for key, value in self.plan.batch(0).items()})
+        address = self.plan.batch(0)
+        items = len(next(iter(address.values())))
+        batch = self.data.train.fetch({key: value[:2] for key, value in address.items()})
         if hasattr(self.objective, "draw"):
             batch |= self.objective.draw(2, self.generator)
         counts = []
         for turn in self.turns:
             self._focus(self.players[turn])
             counts.append(step_flops(self.objective, batch, turn))
-        return None if None in counts else sum(counts) / 2 * self.batch_size
+        return None if None in counts else sum(counts) / 2 * items
 
 
 def _unless(skip: Tensor, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:

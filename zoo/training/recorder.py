@@ -21,9 +21,11 @@ PATIENCE = 100  # updates skipped in a row, after which there is no hope
 class Recorder:
     """Gathers terms, logs and gradient norms step by step without asking the device for a value; `log` asks once, for all of them."""
 
-    def __init__(self, cfg: Mapping[str, Any], world: World, players: Mapping[str, Player], turns: Iterable[str], step: int, trained: float):
+    def __init__(
+        self, cfg: Mapping[str, Any], world: World, players: Mapping[str, Player], turns: Iterable[str], items: float, step: int, trained: float
+    ):
         self.world, self.players, self.turns = world, players, tuple(turns)
-        self.batch_size, self.nonfinite = cfg["data"]["batch_size"], cfg["trainer"]["nonfinite"]
+        self.items, self.nonfinite = items, cfg["trainer"]["nonfinite"]  # items of a batch; a mean where batches are of so many tokens
         self.progress = Progress(cfg["trainer"]["steps"])
         self.tracker = Tracker(Path(cfg["run_dir"]), cfg["logger"], cfg, step) if world.first else None
         self.prefix = {name: f"{name}/" if len(players) > 1 else "" for name in players}
@@ -58,7 +60,7 @@ class Recorder:
         for key in self.sums:
             if key.startswith(prefix):
                 name = key[len(prefix) :]
-                self.counts[key].append(1 if name == "loss" else counts.get(name, self.batch_size))  # the loss is divided already
+                self.counts[key].append(1 if name == "loss" else counts.get(name, self.items))  # the loss is divided already
         self.shared[f"{prefix}grad_norm"].append(norm)
         self.shared[f"{prefix}bad"].append(bad)
         self.shared[f"{prefix}skipped"].append(skip)
@@ -79,7 +81,7 @@ class Recorder:
             record["loss"] = sum(record[f"{prefix}loss"] for prefix in self.prefix.values())
         seconds = now - self.since
         self.seconds += seconds
-        record |= {"epoch": epoch, "seconds": self.seconds, "items_per_second": steps * self.batch_size / seconds}
+        record |= {"epoch": epoch, "seconds": self.seconds, "items_per_second": steps * self.items / seconds}
         record["memory_mib"] = memory(self.world.device)
         if self.flops:
             record["tflops"] = self.flops * steps / seconds / 1e12
