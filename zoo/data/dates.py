@@ -16,14 +16,14 @@ def written_dates(split: str, count: int) -> tuple[list[str], list[str]]:
     number = torch.arange(count)
     drawn = bits(0, torch.full_like(number, SPLITS.index(split)), number, 3).remainder(2**31)
     tens, digit = drawn[:, 0] % (DAYS // 10), drawn[:, 1] % 8
-    days = tens * 10 + (HELD_OUT[split] if split in HELD_OUT else digit)
+    days = tens * 10 + HELD_OUT.get(split, digit)
     dates = [FIRST + datetime.timedelta(days=day) for day in days.tolist()]
     ways = (drawn[:, 2] % len(WAYS)).tolist()
     return [WAYS[way](date) for way, date in zip(ways, dates)], [date.isoformat() for date in dates]
 
 
-MONTHS = "January February March April May June July August September October November December".split()
-WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()  # not strftime's, which follow the locale
+MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
+WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]  # not strftime's, which follow the locale
 
 
 def _month(date: datetime.date) -> str:

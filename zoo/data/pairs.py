@@ -195,9 +195,9 @@ def pairs(
         train=splits["train"],
         valid=splits.get("valid"),
         test=splits.get("test"),
-        facts={"vocab_size": vocabulary.size},
+        facts={"vocab_size": vocabulary.size, "max_length": max_length},
         decode=vocabulary.decode,
-        encode=lambda text: torch.from_numpy(_cut(vocabulary.rows([text.strip()])[0], max_length)).long(),
+        encode=lambda text: torch.from_numpy(vocabulary.rows([text.strip()])[0]).long(),
         digest=digest.hexdigest(),
         notes=tuple(notes),
     )
@@ -354,7 +354,7 @@ def lines(path: Path) -> list[str]:
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ZooError(f"{path} cannot be read as a text in UTF-8: {one_line(error)}") from error
-    return [line.strip() for line in text.removesuffix("\n").split("\n")]
+    return [line.strip() for line in text.removesuffix("\n").split("\n")] if text else []
 
 
 def segments(text: list[str]) -> list[str]:

@@ -14,11 +14,13 @@ import torch
 
 from zoo import config, schema
 from zoo.data.loader import sweep
+from zoo.data.pairs import BOS, lines
 from zoo.errors import ConfigError
 from zoo.evaluation import pictures
 from zoo.evaluation.mistakes import classification_pictures
 from zoo.evaluation.statistics import evaluate, extra_metrics, frozen
 from zoo.evaluation.trained import Trained, load_trained, sibling
+from zoo.evaluation.translation import samples_of, translations
 from zoo.run_directory import read_config
 from zoo.schema import Key, unknown
 from zoo.training.checkpoint import write_atomically
@@ -86,14 +88,17 @@ def sample_command(argv: list[str]) -> int:
         print(SAMPLE_HELP, end="")
         return 0 if argv else 2
     own, rest = _split(argv, SAMPLE)
-    given = {**DEFAULTS, "n": "16", "seed": "0", "text": None, **own}
+    given = {**DEFAULTS, "n": "16", "seed": "0", "text": None, "input": None, **own}
     options = schema.section("", {**given, "n": _number(given["n"]), "seed": _number(given["seed"])}, SAMPLE)
     extra = dict(word.split("=", 1) for word in rest if "." not in word.split("=", 1)[0] and not word.startswith("paper="))
     rest = [word for word in rest if word.split("=", 1)[0] not in extra]
     with _trained(options, rest) as (trained, world):
         objective = trained.objective
         if hasattr(objective, "translate"):
-            return translate(trained, world, options, _arguments(objective.translate, extra, ("source",)))
+            _translate(trained, world, options, _arguments(objective.translate, extra, ("source",)))
+            return 0
+        if options["input"] is not None:
+            raise ConfigError(f"input=... is for models that translate; {trained.cfg['name']} does not")
         if not hasattr(objective, "sample"):
             raise ConfigError(f"{trained.cfg['name']} generates nothing: its objective has no sample()")
         arguments = _arguments(objective.sample, extra, ("n", "generator", "prompt")) | _prompt(options["text"], trained.data)
@@ -109,6 +114,38 @@ def sample_command(argv: list[str]) -> int:
             for text in trained.data.decode(samples):
                 print((options["text"] or "") + text, end="\n\n")
     return 0
+
+
+def _translate(trained: Trained, world: World, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Prints the translation of a text, or of a file line by line; of a text also a picture of the attention, where the paper draws one."""
+    if (options["text"] is None) == (options["input"] is None):
+        raise ConfigError(f'{trained.cfg["name"]} translates: give text="a sentence" or input=<file of lines>')
+    texts = [options["text"]] if options["input"] is None else lines(Path(options["input"]).expanduser())
+    with frozen(trained.objective, trained.cfg["trainer"]["precision"], world.device):
+        try:
+            found, cut = translations(trained.objective, trained.data, texts, **arguments)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        for text in found:
+            print(text)
+        if cut:
+            print(f"{cut} of {len(texts)} texts were cut to {trained.data.facts['max_length']} tokens (data.max_length)", file=sys.stderr)
+        if options["text"]:
+            for path in _attention(trained, options["text"], found[0], _folder(options, trained) / "pictures"):
+                print(path, file=sys.stderr)
+
+
+def _attention(trained: Trained, source: str, target: str, folder: Path) -> list[Path]:
+    """What the paper draws of a sentence and its translation: `attention_maps` of the `pictures.py` beside its `model.py`."""
+    module, data = sibling(trained.cfg, "pictures"), trained.data
+    if not hasattr(module, "attention_maps"):
+        return []
+    device = next(trained.objective.parameters()).device
+    x, y = (data.encode(text).to(device) for text in (source, target))
+    tokens = [[*(text or "?" for text in data.decode(ids[:-1, None])), "<eos>"] for ids in (x, y)]
+    begin = torch.full_like(y[:1], BOS)
+    maps = module.attention_maps(trained.objective.model, x[None], torch.cat([begin, y])[None, :-1], *tokens)
+    return [pictures.save_picture(picture, folder / f"{name}.png") for name, picture in maps.items()]
 
 
 def _split(argv: list[str], keys: Mapping[str, Key]) -> tuple[dict[str, str], list[str]]:
@@ -231,6 +268,8 @@ def _pictures(trained: Trained, world: World, folder: Path, split: str) -> list[
             made += classification_pictures(objective, trained.data, getattr(trained.data, split), cfg["data"]["batch_size"], target, world.device)
         if hasattr(objective, "sample"):
             made.append(_samples(trained, generator, target))
+        if hasattr(objective, "translate"):
+            made += _translations(trained, split, target)
         drawn = objective.pictures(_first_batch(trained, split, world.device), generator) if hasattr(objective, "pictures") else {}
         drawn |= _of_the_paper(trained, split, world.device)
     return made + [pictures.save_picture(picture, target / f"{name}.png") for name, picture in drawn.items()]
@@ -239,10 +278,19 @@ def _pictures(trained: Trained, world: World, folder: Path, split: str) -> list[
 def _of_the_paper(trained: Trained, split: str, device: torch.device) -> dict[str, torch.Tensor]:
     """What the model's own paper draws: `pictures(model, images, shown)` of the `pictures.py` beside its `model.py`."""
     module = sibling(trained.cfg, "pictures")
-    if module is None:
+    if not hasattr(module, "pictures"):
         return {}
     images = _first_batch(trained, split, device)["image"]
     return module.pictures(trained.objective.model, images, getattr(trained.data, split).normaliser.inverse(images.clone()))
+
+
+def _translations(trained: Trained, split: str, target: Path) -> list[Path]:
+    """The first pairs of a split beside their translations, and the attention of the first."""
+    found = samples_of(trained.objective, trained.data, split, 16)
+    target.mkdir(parents=True, exist_ok=True)
+    text = "\n\n".join(f"source       {x}\nreference    {y}\ntranslation  {ours}" for x, y, ours in found)
+    (target / "translations.txt").write_text(text + "\n", encoding="utf-8")
+    return [target / "translations.txt", *_attention(trained, found[0][0], found[0][2], target)]
 
 
 def _samples(trained: Trained, generator: torch.Generator, target: Path) -> Path:
@@ -256,7 +304,7 @@ def _samples(trained: Trained, generator: torch.Generator, target: Path) -> Path
 
 def _first_batch(trained: Trained, split: str, device: torch.device) -> dict[str, torch.Tensor]:
     data = getattr(trained.data, split)
-    return next(batch for _, _, batch in sweep(data, min(trained.cfg["data"]["batch_size"], 64), device))
+    return next(batch for _, _, batch in sweep(data, min(trained.cfg["data"]["batch_size"] or 64, 64), device))
 
 
 def _arguments(function: Any, extra: Mapping[str, str], supplied: tuple[str, ...]) -> dict[str, Any]:

@@ -2,5 +2,6 @@
 
 from .classification import Classification
 from .language_modelling import LanguageModel
+from .sequence_to_sequence import SequenceToSequence
 
-__all__ = ["Classification", "LanguageModel"]
+__all__ = ["Classification", "LanguageModel", "SequenceToSequence"]

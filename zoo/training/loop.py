@@ -330,12 +330,13 @@ class Trainer:
         return bool(self.options[key]) and self.step % self.options[key] == 0
 
     def _announce(self) -> None:
-        whole, unit = self.batch_size or self.cfg["data"]["batch_tokens"], "" if self.batch_size else " tokens"
+        whole, unit = (self.batch_size, "") if self.batch_size else (self.cfg["data"]["batch_tokens"], " tokens")
+        micro = whole // (self.world.size * self.accumulate)
         count = sum(p.numel() for p in self.objective.parameters())
         items = "endless" if len(self.data.train) == sys.maxsize else f"{len(self.data.train):,}"
         self.recorder.say(
             f"{self.cfg['name']}: {count:,} parameters on {self.world.device}, batch {whole}{unit} = {self.world.size} rank(s) x "
-            f"{self.accumulate} micro-batch(es) of {whole // (self.world.size * self.accumulate)}, {self.options['precision']}, {items} training items"
+            f"{self.accumulate} micro-batch(es) of {micro}, {self.options['precision']}, {items} training items"
         )
         for note in self.data.notes:
             self.recorder.say(note)
