@@ -199,12 +199,11 @@ ROOT = Path(__import__("os").environ.get("ZOO_DATA", "/nowhere"))
 
 
 @pytest.mark.skipif(not (ROOT / "multi30k" / "train.de.gz").is_file(), reason="Multi30k is not in ZOO_DATA")
-@pytest.mark.parametrize("test, pairs", [("2016_flickr", 1000), ("2017_flickr", 1000), ("2017_mscoco", 461), ("2018_flickr", 1071)])
-def test_multi30k(tmp_path, test, pairs):
+def test_multi30k(tmp_path):
     (tmp_path / "multi30k").symlink_to(ROOT / "multi30k")
-    test = f"test_{test}"
-    data = zoo.data.multi30k(0, root=str(tmp_path), test=test, vocab_size=400, batch_tokens=4096)
-    assert [len(split) for split in (data.train, data.valid, data.test)] == [29_000, 1014, pairs] and data.facts["vocab_size"] == 400
+    for test, pairs in {"2016_flickr": 1000, "2017_flickr": 1000, "2017_mscoco": 461, "2018_flickr": 1071}.items():
+        data = zoo.data.multi30k(0, root=str(tmp_path), test=f"test_{test}", vocab_size=400, max_length=400, batch_tokens=4096)
+        assert [len(split) for split in (data.train, data.valid, data.test)] == [29_000, 1014, pairs] and data.facts["vocab_size"] == 400
     assert data.valid.texts("source")[0] == "Eine Gruppe von Männern lädt Baumwolle auf einen Lastwagen"
     assert data.valid.texts("target")[0] == "A group of men are loading cotton onto a truck"
 

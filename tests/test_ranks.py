@@ -18,7 +18,7 @@ LONG = [f"trainer.steps={STEPS}", f"trainer.save_every={STEPS}", "trainer.eval_e
 FP64 = ["trainer.precision=fp64", *LONG]
 # In fp32 Adam turns the rounding of a gradient that is zero into a step; the bias of attention's keys has such a one.
 AIMLESS = ".qkv.bias"
-FP32_WAY = {"classifier": "fsdp", "language": "ddp", "game": "fsdp", "diffusion": "ddp"}
+FP32_WAY = {"classifier": "fsdp", "language": "ddp", "game": "fsdp", "diffusion": "ddp", "translation": "fsdp"}
 WAYS = {
     "ddp": ["trainer.parallel=ddp"],
     "fsdp_accumulate2": ["trainer.parallel=fsdp", "trainer.accumulate=2"],

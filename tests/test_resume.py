@@ -25,6 +25,7 @@ STATEFUL = {
     "game": ["model.discriminator._target_=zoo.papers.gan.MaxoutDiscriminator", "model.discriminator.image_size=8",
              "schedule={name: exponential, gamma: 0.9}"],
     "diffusion": ["model.dropout=0.2", "schedule={name: linear, warmup: 2}"],
+    "translation": ["model.dropout=0.2", "schedule={name: inverse_sqrt, d_model: 8, warmup: 3}"],
 }  # fmt: skip
 KEPT = ["trainer.ema=0.9", "trainer.save_every=1", "trainer.keep=100"]  # every checkpoint
 KEYS = [*STATEFUL["classifier"], *KEPT]
@@ -347,7 +348,7 @@ def test_a_signal_saves_and_exits(tmp_path, number, code):
     assert json.loads(records[-1])["step"] == step  # no step is lost
 
 
-KILLS = {"classifier": (3, 2), "language": (4, 1), "game": (4, 1), "diffusion": (4, 1)}  # at any instant, inside a save
+KILLS = {"classifier": (3, 2), "language": (4, 1), "game": (4, 1), "diffusion": (4, 1), "translation": (4, 1)}  # at any instant, inside a save
 MANY = ["trainer.steps=120", "trainer.save_every=5", "trainer.eval_every=40", "trainer.log_every=10", "trainer.keep=3"]
 
 

@@ -1,4 +1,4 @@
-"""Small runs of the four shapes of training, without dropout or batch statistics: a classifier, a recurrent model, a game, a diffusion."""
+"""Small runs of every shape of training, without dropout or batch statistics: a classifier, a recurrent model, a game, a diffusion, a translator."""
 
 from pathlib import Path
 
@@ -48,6 +48,28 @@ class Exploding(Mlp):
         return logits
 
 
+class Translator(nn.Module):
+    """source (B, S), target (B, T) -> logits (B, T, vocab_size): the mean of the source and the last token."""
+
+    def __init__(self, vocab_size: int, width: int = 8, dropout: float = 0.0):
+        super().__init__()
+        self.source = nn.Embedding(vocab_size, width, padding_idx=0)
+        self.target = nn.Embedding(vocab_size, width)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(width, vocab_size)
+
+    def start(self, source: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        real = (source != 0).sum(1, keepdim=True)
+        return {"mean": self.source(source).sum(1) / real}, {}
+
+    def step(self, tokens: Tensor, memory: dict[str, Tensor], cache: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.out(torch.tanh(self.dropout(self.target(tokens) + memory["mean"]))), cache
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        mean = self.start(source)[0]["mean"]
+        return self.out(torch.tanh(self.dropout(self.target(target) + mean[:, None])))
+
+
 CLASSIFIER = [
     "name=toy/classifier",
     "data=digits",
@@ -88,7 +110,16 @@ DIFFUSION = [
     "objective={_target_: zoo.papers.ddpm.Diffusion, steps: 20}",
     "optim={name: adam, lr: 1e-3}",
 ]
-TOYS = {"classifier": CLASSIFIER, "language": LANGUAGE, "game": GAME, "diffusion": DIFFUSION}
+TRANSLATION = [
+    "name=toy/translation",
+    "data=dates",
+    "data.items=300",
+    "data.batch_tokens=400",
+    "model={_target_: tests.toys.Translator, vocab_size: 259}",
+    "objective={_target_: zoo.objectives.SequenceToSequence, smoothing: 0.1}",
+    "optim={name: adam, lr: 1e-3}",
+]
+TOYS = {"classifier": CLASSIFIER, "language": LANGUAGE, "game": GAME, "diffusion": DIFFUSION, "translation": TRANSLATION}
 SHORT = ["trainer.steps=6", "trainer.log_every=1", "trainer.eval_every=3", "trainer.save_every=2", "trainer.device=cpu"]
 
 

@@ -60,8 +60,8 @@ class Ragged:
         self.flat = torch.from_numpy(np.concatenate(rows))  # int32
 
     def padded(self, index: Tensor) -> Tensor:  # (B,) on the CPU -> (B, longest)
-        lengths = self.lengths[index]
-        starts, lengths, width = *send(torch.stack([self.starts[index], lengths]), self.flat.device), int(lengths.max())
+        starts, lengths = send(torch.stack([self.starts[index], self.lengths[index]]), self.flat.device)
+        width = int(self.lengths.numpy()[index.numpy()].max())  # numpy's, so that it is seen that no device is asked
         column = torch.arange(width, device=self.flat.device)
         tokens = self.flat[(starts[:, None] + column).clamp(max=len(self.flat) - 1)].long()
         return tokens.masked_fill(column >= lengths[:, None], PAD)
