@@ -14,12 +14,13 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.helpers import double, generator  # noqa: F401
 from tests.toys import without_curves
 from zoo.config import compose
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, ZooError
 from zoo.papers.vq_vae import (
     VQVAE,
     CodePrior,
@@ -35,6 +36,7 @@ from zoo.papers.vq_vae import (
 )
 from zoo.papers.vq_vae import model as model_file
 from zoo.papers.vq_vae.model import expectation, log_probability
+from zoo.training.checkpoint import digest, load_checkpoint, steps
 from zoo.training.first_stage import first_stage
 from zoo.training.loop import run
 
@@ -452,8 +454,8 @@ def test_errors_are_one_clear_sentence(make, message):
 # Both stages through the loop
 
 FIRST = ["paper=vq_vae", "trainer.precision=fp64", "trainer.steps=6", "trainer.log_every=1", "trainer.save_every=3", "trainer.device=cpu",
-         "data.batch_size=24", "model.hidden=8", "model.residual_hidden=4", "model.codes=16", "model.revive=1.0"]
-SECOND = ["paper=vq_vae/digits_prior", *FIRST[1:7], "model.prior.codes=16", "model.prior.channels=4", "~evaluation.quality"]
+         "data.batch_size=24", "trainer.draw_every=6", "model.hidden=8", "model.residual_hidden=4", "model.codes=16", "model.revive=1.0"]
+SECOND = ["paper=vq_vae/digits_prior", *FIRST[1:8], "model.prior.codes=16", "model.prior.channels=4", "~evaluation.quality"]
 
 
 @pytest.fixture(scope="module")
@@ -467,8 +469,6 @@ def stages(tmp_path_factory):
 
 
 def weights(folder, stem="model"):
-    from safetensors.torch import load_file
-
     return load_file(folder / f"{stem}.safetensors")
 
 
@@ -503,13 +503,26 @@ def test_a_bad_step_leaves_the_codebook_as_it_was(tmp_path):
     assert not books[3]["codebook"].equal(books[2]["codebook"]) and books[3]["codebook"].isfinite().all()
 
 
-def test_the_second_run_carries_the_first_one_s_weights(stages):
-    ours, first = weights(stages / "second"), weights(stages / "first")
-    for name, value in first.items():
-        assert ours[f"first_stage.{name}"].equal(value), name
+def test_the_second_run_stores_the_first_one_s_digest_not_its_weights(stages, tmp_path):
+    assert all(name.startswith("prior.") for name in weights(stages / "second"))
+    newest = steps(stages / "second" / "checkpoints")[-1]
+    tensors, _, manifest = load_checkpoint(newest)
+    assert all(name.startswith("prior.") for name in tensors["weights"])
+    assert manifest["frozen"] == {"first_stage": digest(stages / "first" / "model.safetensors")}
     told = records(stages / "second")
     assert {"bits_per_code", "loss"} <= told[0].keys() and {"test/bits_per_code", "test/bits_per_dim"} <= told[-1].keys()
     assert {"perplexity", "used", "reconstruction", "commitment"} <= records(stages / "first")[0].keys()
+
+    shutil.copytree(stages / "second", tmp_path / "second")
+    (tmp_path / "second" / "model.safetensors").unlink()
+    file = stages / "first" / "model.safetensors"
+    kept = file.read_bytes()
+    save_file({name: value + 1 for name, value in weights(stages / "first").items()}, file)
+    try:
+        with pytest.raises(ZooError, match="the frozen weights of 'first_stage' are not those that the run began with"):
+            run(compose([*SECOND, f"model.first_stage.run={stages / 'first'}", f"run_dir={tmp_path / 'second'}"]))
+    finally:
+        file.write_bytes(kept)
 
 
 DATA = {"_target_": "zoo.data.digits", "normalise": "symmetric", "image_size": 8, "channels": 1}
@@ -560,6 +573,18 @@ def test_a_first_stage_that_does_not_fit_is_refused_in_one_sentence(stages, tmp_
 def test_a_prior_of_another_size_is_refused(stages, tmp_path):
     with pytest.raises(ConfigError, match=r"the prior is for 32 codes on a grid of \(4, 4\), but the first stage has 16 codes"):
         run(compose([*SECOND, f"model.first_stage.run={stages / 'first'}", f"run_dir={tmp_path}", "model.prior.codes=32"]))
+
+
+@pytest.mark.parametrize("words, message", [
+    ([*FIRST, "model.image_size=12"], "the VQ-VAE is made for image_size 12 and the data has 8: set its image_size=8"),
+    ([*SECOND, "model.prior.classes=3"], "the prior is made for 3 classes and the data has 10: set the prior's classes=10"),
+])
+def test_data_that_the_networks_are_not_made_for_are_refused_before_training(stages, tmp_path, words, message):
+    place = [f"model.first_stage.run={stages / 'first'}"] if words[0] == SECOND[0] else []
+    with pytest.raises(ConfigError, match=message):
+        run(compose([*words, *place, f"run_dir={tmp_path}"]))
+    assert not (tmp_path / "metrics.jsonl").exists()
+    two_stages(classes=0).check({"channels": 2, "image_size": 8, "num_classes": 10})  # without classes any number of them will do
 
 
 WORKER = """

@@ -46,7 +46,7 @@ def load_frozen(folder: str) -> Frozen:
 def first_stage(run: str, model: str, data: dict) -> nn.Module:
     """The model of the run directory `run`, with its final weights (the average, where there is one), frozen and in evaluation mode.
 
-    A configuration names it as a sub-network that no turn trains; from the first checkpoint on, the second run has the weights itself:
+    A configuration names it as a sub-network that no turn trains. The second run does not store its weights, but their digest:
 
         model:
           prior: ...
@@ -75,4 +75,5 @@ def first_stage(run: str, model: str, data: dict) -> nn.Module:
     for key, ours in data.items():
         if theirs.get(key) != ours:
             raise ConfigError(f"the first stage {run} was trained on data.{key}={theirs.get(key)}, but here data.{key} is {ours}: both need the same")
+    network.source_sha256 = frozen.sha256
     return network

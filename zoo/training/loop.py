@@ -80,6 +80,7 @@ class Trainer:
         if self.batch_size is None:
             self._check_token_batches(objective)
         self.init_sha256 = start_from(objective, cfg["init"], cfg["init_skip"]) if fresh else None
+        self.elsewhere, self.sources = state.kept_elsewhere(objective)
         objective.to(device=self.world.device, dtype=torch.get_default_dtype()).train()
         if options["channels_last"]:
             objective.to(memory_format=torch.channels_last)
@@ -141,6 +142,9 @@ class Trainer:
         tensors, training, manifest = checkpoints.load_checkpoint(found)
         if ("ema" in tensors) != bool(self.average) or training["players"].keys() != self.players.keys():
             raise NoCheckpointError(f"{found} is of another run: it has other networks or averages")
+        for name, sha256 in manifest.get("frozen", {}).items():
+            if self.sources.get(name) != sha256:
+                raise NoCheckpointError(f"{found}: the frozen weights of '{name}' are not those that the run began with: put their file back")
         state.load_module(self.objective, tensors["weights"], str(found))
         if self.average:
             state.load_module(self.average.objective, tensors["ema"], str(found))
@@ -296,7 +300,7 @@ class Trainer:
         }
         tensors = self._weights("weights")
         if self.world.first:
-            about = {"name": self.cfg["name"], "seed": self.cfg["seed"], "ranks": self.world.size}
+            about = {"name": self.cfg["name"], "seed": self.cfg["seed"], "ranks": self.world.size, "frozen": self.sources}
             checkpoints.save_checkpoint(self.folder / "checkpoints", self.step, tensors, training, about)
             checkpoints.prune(self.folder / "checkpoints", self.options["keep"], self.best and self.best["step"])
 
@@ -317,8 +321,8 @@ class Trainer:
         self.recorder.close()
 
     def _weights(self, name: str) -> dict[str, dict[str, Tensor]]:
-        averaged = {"ema": state.module_state(self.average.objective)} if self.average else {}
-        return {name: state.module_state(self.objective), **averaged}
+        averaged = {"ema": state.module_state(self.average.objective, self.elsewhere)} if self.average else {}
+        return {name: state.module_state(self.objective, self.elsewhere), **averaged}
 
     def _share_statistics(self) -> None:
         """Rank 0's batch statistics for all, so that every rank evaluates the same model."""

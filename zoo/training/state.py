@@ -1,7 +1,7 @@
 """What a run is at one instant, taken apart into tensors and plain types and put together again."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,27 +12,51 @@ from zoo.errors import NoCheckpointError
 from zoo.training.distributed import World, shared_like, whole
 
 
-def module_state(module: nn.Module) -> dict[str, Tensor]:
-    """A full copy of the state dict on the CPU (a collective where parameters are sharded); tied tensors stand once, under their first name."""
+def kept_elsewhere(module: nn.Module) -> tuple[set[str], dict[str, str]]:
+    """What a run need not store: names of tensors that a file of somebody else has, and the sha256 of each such file by sub-module.
+
+    A module whose frozen weights came from a file says so by an attribute `source_sha256`: a first stage, the base under LoRA. Its
+    parameters that require no gradient are meant, and its buffers if none of its parameters learns.
+    """
+    names, sources = set(), {}
+    for path, part in module.named_modules():
+        if hasattr(part, "source_sha256"):
+            sources[path] = part.source_sha256
+            frozen = {name for name, p in part.named_parameters() if not p.requires_grad}
+            buffers = {name for name, _ in part.named_buffers()} if not any(p.requires_grad for p in part.parameters()) else set()
+            names |= {f"{path}.{name}" if path else name for name in frozen | buffers}
+    return names, sources
+
+
+def module_state(module: nn.Module, without: Collection[str] = ()) -> dict[str, Tensor]:
+    """A full copy of the state dict on the CPU (a collective where parameters are sharded); tied tensors stand once, under their first name.
+
+    Args:
+        without: names to leave out.
+    """
     names: dict[int, str] = {}
-    values = module.state_dict(keep_vars=True)
+    values = {name: value for name, value in module.state_dict(keep_vars=True).items() if name not in without}
     for name, value in values.items():
         names.setdefault(id(value), name)
     return {name: whole(values[name].detach()).cpu().clone(memory_format=torch.contiguous_format) for name in names.values()}
 
 
 def load_module(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copies a full state dict into a module, sharded or not; tied tensors may stand under one of their names only.
+    """Copies a full state dict into a module, sharded or not; tied tensors may stand under one of their names only, and what is kept
+    elsewhere not at all.
 
     Raises:
         NoCheckpointError: if names or shapes differ.
     """
     ours = module.state_dict(keep_vars=True)
+    elsewhere, _ = kept_elsewhere(module)
     aliases: dict[int, list[str]] = {}
     for name, value in ours.items():
         aliases.setdefault(id(value), []).append(name)
     for names in aliases.values():
         given = next((name for name in names if name in state), None)
+        if given is None and names[0] in elsewhere:
+            continue
         if given is None:
             raise NoCheckpointError(f"{source} has no tensor '{names[0]}': it belongs to another model")
         if state[given].shape != ours[given].shape:
