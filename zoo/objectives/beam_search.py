@@ -56,7 +56,7 @@ def beam_search(model: nn.Module, source: Tensor, beam: int = 4, alpha: float = 
     score = torch.full((sentences, beam), -math.inf, dtype=dtype, device=source.device)  # log P of the live hypotheses, best first
     score[:, 0] = 0  # one at the start, the empty one
     words = source.new_full((sentences, beam, longest), PAD)
-    best, best_score = source.new_full((sentences, longest), PAD), score[:, -1].new_full((sentences,), -math.inf)
+    best, best_score = source.new_full((sentences, longest), PAD), score.new_full((sentences,), -math.inf)
 
     for length in range(1, longest + 1):
         extended = score[..., None] + logits.log_softmax(-1, dtype=dtype).unflatten(0, (-1, beam))  # (B, K, V)
@@ -71,7 +71,7 @@ def beam_search(model: nn.Module, source: Tensor, beam: int = 4, alpha: float = 
         value, which = (ending / length_penalty(length, alpha)).masked_fill(~counts, -math.inf).max(1)
         ended = words.gather(1, which[:, None, None].expand(-1, 1, longest))[:, 0]  # (B, L)
         ended[:, length - 1] = EOS
-        better = (value > best_score[place]) & (limit >= length)
+        better = value > best_score[place]
         best[place] = torch.where(better[:, None], ended, best[place])
         best_score[place] = torch.where(better, value, best_score[place])
 
@@ -85,7 +85,7 @@ def beam_search(model: nn.Module, source: Tensor, beam: int = 4, alpha: float = 
         rows = torch.arange(len(place), device=place.device)[:, None] * beam + parent  # (B, K): which row each goes on from
         if len(left) < len(place):  # sentences that are done leave the batch
             memory = _rows(memory, (left[:, None] * beam + torch.arange(beam, device=left.device)).flatten())
-            rows, place, limit, score, words, token = (value[left] for value in (rows, place, limit, score, words, token))
+            rows, place, limit, score, words, token = (each[left] for each in (rows, place, limit, score, words, token))
         logits, cache = model.step(token.flatten(), memory, _rows(cache, rows.flatten()))
 
     return best[:, : int((best != PAD).any(0).sum())], best_score
