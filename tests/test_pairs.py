@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -12,11 +13,13 @@ import torch
 
 import zoo.data
 from tests.helpers import message, offline  # noqa: F401
+from tests.toys import toy
 from zoo.data import pairs as module
 from zoo.data.dates import MONTHS, written_dates
 from zoo.data.loader import share
 from zoo.data.pairs import BOS, EOS, PAD, Buckets, cuts
 from zoo.errors import ConfigError
+from zoo.training.loop import run
 
 CPU = torch.device("cpu")
 SENTENCES = [(f"der Satz {i} " * (1 + i % 5), f"the sentence {i} " * (1 + i % 7)) for i in range(60)]
@@ -244,3 +247,54 @@ def test_rows_stay_small_in_memory(tmp_path):
     assert data.train.sources.flat.dtype == torch.int32
     rows = data.decode.__self__.rows(["a b", ""])  # of the vocabulary
     assert [row.dtype for row in rows] == [np.int32, np.int32] and rows[1].tolist() == [EOS]
+
+
+# ---- token batches in a run ----
+
+
+def test_what_does_not_go_with_batches_of_tokens(tmp_path):
+    few = ["data.batch_tokens=64", "data.max_length=64", "trainer.accumulate=2"]
+    said = message(lambda: run(toy("translation", tmp_path, *few)), ConfigError)
+    assert "batches of as few as 1 items, too few for 1 ranks x trainer.accumulate 2" in said
+    both = message(lambda: toy("translation", tmp_path, "data.batch_size=8"), ConfigError)
+    assert both == "data.batch_size and data.batch_tokens are both given: set one of them to null"
+    assert "data.batch_size is missing" in message(lambda: toy("translation", tmp_path, "data.batch_tokens=null"), ConfigError)
+    said = message(lambda: toy("classifier", tmp_path, "data.batch_size=null", "+data.batch_tokens=100"), ConfigError)
+    assert said == "data.batch_tokens is for sets of pairs of sentences, not zoo.data.digits: give data.batch_size"
+
+
+def test_the_mean_of_the_last_checkpoints(tmp_path):
+    from zoo.evaluation.trained import load_trained
+    from zoo.training.checkpoint import load_checkpoint, steps
+    from zoo.training.distributed import World
+
+    cfg = toy("translation", tmp_path, "trainer.keep=3")
+    assert run(cfg) == 0
+    kept = [load_checkpoint(path)[0]["weights"] for path in steps(tmp_path / "checkpoints")]
+    trained = load_trained(cfg, World(0, 1, CPU, "none"), tmp_path, "auto", None, None, average=2)
+    for name, value in trained.objective.state_dict().items():
+        torch.testing.assert_close(value, (kept[-1][name] + kept[-2][name]) / 2)
+    assert trained.weights == f"mean of the checkpoints of steps 4, 6 ({tmp_path})"
+    said = message(lambda: load_trained(cfg, World(0, 1, CPU, "none"), tmp_path, "auto", None, None, average=5), ConfigError)
+    assert said == f"{tmp_path} keeps 3 checkpoint(s), not average=5: train with trainer.keep=5 and trainer.save_every"
+
+
+def test_translations_from_the_command_line(tmp_path, capsys):
+    from zoo.evaluation.command import evaluate_command, sample_command
+
+    run_dir = tmp_path / "run"
+    source = [f"run={run_dir}", "device=cpu", "model._target_=tests.toys.Translator"]
+    assert run(toy("translation", run_dir, "data.max_length=40", "+evaluation.bleu._target_=zoo.evaluation.translation.bleu")) == 0
+    (tmp_path / "lines.txt").write_text("May 4, 1996\n\n" + "long " * 30 + "\n4.5.1996 Grüße, ☃", encoding="utf-8")
+    capsys.readouterr()
+    assert sample_command([*source, f"input={tmp_path / 'lines.txt'}", "beam=2", "extra=3"]) == 0
+    out = capsys.readouterr()
+    assert len(out.out.splitlines()) == 4 and out.out.splitlines()[1] == "" and "1 of 4 texts were cut to 40 tokens" in out.err
+    assert sample_command([*source, "text=Mai, ä."]) == 0
+    assert "give text=" in message(lambda: sample_command(source), ConfigError)
+    assert "lines2.txt cannot be read" in message(lambda: sample_command([*source, f"input={tmp_path}/lines2.txt"]))
+    assert "beam must be at least 1" in message(lambda: sample_command([*source, "text=x", "beam=0"]), ConfigError)
+    assert evaluate_command([*source, "average=2"]) == 0
+    result = json.loads((run_dir / "metrics.json").read_text())
+    assert result["texts"]["bleu_signature"].startswith("nrefs:1|case:mixed") and set(result["metrics"]) > {"bleu", "exact", "perplexity"}
+    assert "reference    " in (run_dir / "pictures" / "translations.txt").read_text(encoding="utf-8")

@@ -58,6 +58,8 @@ def load_trained(
     check_fit(objective, data)
     load_module(objective, adapted(objective, state), told)
     objective.to(device=world.device, dtype=torch.get_default_dtype()).eval()
+    if cfg["trainer"]["channels_last"]:
+        objective.to(memory_format=torch.channels_last)
     if cfg["trainer"]["compile"]:
         for network in objective.children():
             network.compile()
@@ -110,7 +112,10 @@ def _mean_of_last(folder: Path, count: int) -> tuple[dict[str, Tensor], int, boo
 def sibling(cfg: Mapping[str, Any], name: str) -> ModuleType | None:
     """The module `name` (convert, pictures) beside the model of a paper; None where it has none."""
     package = cfg["model"].get("_target_", "").rpartition(".")[0]
-    found = bool(package) and importlib.util.find_spec(f"{package}.{name}")
+    try:
+        found = bool(package) and importlib.util.find_spec(f"{package}.{name}")
+    except ModuleNotFoundError:  # a model of somebody else's, in a file rather than in a folder
+        return None
     return importlib.import_module(f"{package}.{name}") if found else None
 
 

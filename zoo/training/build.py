@@ -62,3 +62,14 @@ def check_fit(objective: nn.Module, data: Any) -> None:
             objective.check(data.facts)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+
+def check_token_batches(objective: nn.Module, fewest: int, ranks: int, accumulate: int) -> None:
+    """Batches of so many tokens differ in their number of items (`fewest` at least): an objective must count, and draw nothing item by item."""
+    if not hasattr(objective, "count") or hasattr(objective, "draw"):
+        raise ConfigError(f"data.batch_tokens does not go with {type(objective).__name__}, which counts items: give data.batch_size")
+    if fewest < ranks * accumulate:
+        raise ConfigError(
+            f"data.batch_tokens gives batches of as few as {fewest} items, too few for {ranks} ranks x trainer.accumulate {accumulate}: "
+            f"raise data.batch_tokens or lower data.max_length"
+        )

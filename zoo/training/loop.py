@@ -19,7 +19,7 @@ from zoo.run_directory import claim
 from zoo.training import checkpoint as checkpoints
 from zoo.training import state
 from zoo.training.buffers import Buffers
-from zoo.training.build import build_data, build_objective, check_fit
+from zoo.training.build import build_data, build_objective, check_fit, check_token_batches
 from zoo.training.distributed import World, joined, shard
 from zoo.training.ema import Average
 from zoo.training.init import start_from
@@ -78,7 +78,7 @@ class Trainer:
         objective = build_objective(cfg)
         check_fit(objective, self.data)
         if self.batch_size is None:
-            self._check_token_batches(objective)
+            check_token_batches(objective, self.plan.fewest, self.world.size, self.accumulate)
         self.init_sha256 = start_from(objective, cfg["init"], cfg["init_skip"]) if fresh else None
         self.elsewhere, self.sources = state.kept_elsewhere(objective)
         objective.to(device=self.world.device, dtype=torch.get_default_dtype()).train()
@@ -97,17 +97,6 @@ class Trainer:
         self.objective, self.buffers = objective, Buffers(objective)
         if self.average:
             self.average.follow(objective)
-
-    def _check_token_batches(self, objective: nn.Module) -> None:
-        """Their numbers of items differ, so the objective must count, and draw nothing item by item."""
-        if not hasattr(objective, "count") or hasattr(objective, "draw"):
-            raise ConfigError(f"data.batch_tokens does not go with {type(objective).__name__}, which counts items: give data.batch_size")
-        parts = self.world.size * self.accumulate
-        if self.plan.fewest < parts:
-            raise ConfigError(
-                f"data.batch_tokens gives batches of as few as {self.plan.fewest} items, too few for {self.world.size} ranks x "
-                f"trainer.accumulate {self.accumulate}: raise data.batch_tokens or lower data.max_length"
-            )
 
     def _build_players(self) -> None:
         self.turns = tuple(getattr(self.objective, "turns", ("model",)))
