@@ -88,8 +88,7 @@ def sample_command(argv: list[str]) -> int:
         print(SAMPLE_HELP, end="")
         return 0 if argv else 2
     own, rest = _split(argv, SAMPLE)
-    given = {**DEFAULTS, "n": "16", "seed": "0", "text": None, "input": None, **own}
-    options = schema.section("", {**given, "n": _number(given["n"]), "seed": _number(given["seed"])}, SAMPLE)
+    options = schema.section("", {**DEFAULTS, "n": 16, "seed": 0, "text": None, "input": None, **own}, SAMPLE)
     extra = dict(word.split("=", 1) for word in rest if "." not in word.split("=", 1)[0] and not word.startswith("paper="))
     rest = [word for word in rest if word.split("=", 1)[0] not in extra]
     with _trained(options, rest) as (trained, world):
@@ -156,7 +155,7 @@ def _split(argv: list[str], keys: Mapping[str, Key]) -> tuple[dict[str, str], li
         if not separator or not key:
             raise ConfigError(f"cannot read {word!r}: write key=value")
         if key in keys:
-            own[key] = value
+            own[key] = _number(value) if keys[key].type is int else value
         else:
             rest.append(word)
     return own, rest
