@@ -1,4 +1,5 @@
-"""Our models beside their peers: a training step (forward, backward, optimizer) and inference, in fp32 and under bf16 autocast.
+"""Our models beside their peers: a training step (forward, backward, optimizer) and inference (of a diffusion model: a batch of samples in ten
+steps of DDIM), in fp32 and under bf16 autocast.
 
 All sides in one process; each repeat gives all of them the same fresh batch, every other one in reverse order; a timing takes a second or so. Ours
 runs as our trainer runs it (fused optimizer, channels_last where the configuration says so), peers with torch's defaults. A second instance of
@@ -16,23 +17,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.cases import CASES, Case
+from benchmarks import cases, sequences
+from benchmarks.cases import Batch, Case
 from zoo.training.optim import build_optimizer
 from zoo.training.precision import autocast
 from zoo.training.report import environment
 
-Run = Callable[[Tensor, Tensor], None]
+Run = Callable[[Batch], None]
+CASES = cases.CASES | sequences.CASES
 
 
-def training(model: nn.Module, optimizer: torch.optim.Optimizer, mode: str, channels_last: bool) -> Run:
+def training(case: Case, model: nn.Module, optimizer: torch.optim.Optimizer, mode: str, channels_last: bool) -> Run:
     model.train()
+    compute = case.loss(model)
 
-    def step(images: Tensor, labels: Tensor) -> None:
+    def step(batch: Batch) -> None:
+        images, *others = batch
         with autocast(mode, images.device):
-            loss = F.cross_entropy(model(_laid_out(images, channels_last)).float(), labels)
+            loss = compute(_laid_out(images, channels_last), *others)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -40,12 +44,14 @@ def training(model: nn.Module, optimizer: torch.optim.Optimizer, mode: str, chan
     return step
 
 
-def inference(model: nn.Module, mode: str, channels_last: bool) -> Run:
+def inference(case: Case, model: nn.Module, mode: str, channels_last: bool) -> Run:
     model.eval()
+    work = case.other_work(model)
 
-    def forward(images: Tensor, labels: Tensor) -> None:
+    def forward(batch: Batch) -> None:
+        images, *others = batch
         with torch.inference_mode(), autocast(mode, images.device):
-            model(_laid_out(images, channels_last))
+            work(_laid_out(images, channels_last), *others)
 
     return forward
 
@@ -56,12 +62,14 @@ def _laid_out(images: Tensor, channels_last: bool) -> Tensor:
 
 def plain_optimizer(name: str, parameters: list[Tensor]) -> torch.optim.Optimizer:
     """As a user of a peer would build it."""
-    return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9) if name == "sgd" else torch.optim.AdamW(parameters, lr=1e-4)
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](parameters, lr=1e-4)
 
 
 def fused_optimizer(name: str, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    section = {"name": "sgd", "lr": 1e-3, "momentum": 0.9} if name == "sgd" else {"name": "adamw", "lr": 1e-4, "weight_decay": 0.01}
-    return build_optimizer(section, parameters)
+    own = {"sgd": {"lr": 1e-3, "momentum": 0.9}, "adam": {"lr": 1e-4}, "adamw": {"lr": 1e-4, "weight_decay": 0.01}}
+    return build_optimizer({"name": name, **own[name]}, parameters)
 
 
 def sides(case: Case, work: str, mode: str, device: torch.device) -> tuple[dict[str, Run], dict[str, int]]:
@@ -75,7 +83,7 @@ def sides(case: Case, work: str, mode: str, device: torch.device) -> tuple[dict[
             model.to(memory_format=torch.channels_last)
         make = fused_optimizer if name == "ours" else plain_optimizer
         optimizer = make(case.optimizer, list(model.parameters()))
-        runs[name] = training(model, optimizer, mode, channels_last) if work == "step" else inference(model, mode, channels_last)
+        runs[name] = training(case, model, optimizer, mode, channels_last) if work == "step" else inference(case, model, mode, channels_last)
         counts[name] = sum(p.numel() for p in model.parameters())
     return runs, counts
 
@@ -87,9 +95,9 @@ def measure(case: Case, work: str, mode: str, device: torch.device, repeats: int
     times: dict[str, list[float]] = {name: [] for name in runs}
     inner = 1  # runs a timing, so that one takes a second or so
     for repeat in range(repeats + 2):
-        images, labels = torch.randn(case.batch, 3, case.size, case.size, device=device), torch.randint(1000, (case.batch,), device=device)
+        batch = case.fresh(device)
         for name in list(runs)[:: 1 if repeat % 2 else -1]:
-            elapsed = _seconds(lambda: runs[name](images, labels), inner, device)  # noqa: B023
+            elapsed = _seconds(lambda: runs[name](batch), inner, device)  # noqa: B023
             times[name].append(elapsed)
         if repeat == 1:  # the first two were to warm up
             inner = max(1, round(1 / times[reference][1]))
@@ -133,14 +141,14 @@ def main() -> None:
         parser.error(f"no case {unknown[0]!r}: choose from {', '.join(CASES)}")
     device, results = torch.device(options.device), {}
     for name in options.cases.split(","):
-        for work in ("step", "inference"):
+        for work in CASES[name].works:
             for mode in options.modes.split(","):
                 torch.manual_seed(0)
                 result = measure(CASES[name], work, mode, device, options.repeats)
                 results[f"{name} {work} {mode}"] = result | {"verdict": verdict(result)}
                 ours, floor = result["milliseconds"]["ours"][1], "[{0:.2f}, {2:.2f}]".format(*result["noise_floor"])
                 ratios = ", ".join(f"{peer} {q[1]:.2f} [{q[0]:.2f}, {q[2]:.2f}]" for peer, q in result["ratio_to"].items())
-                print(f"{name:<10} {work:<10} {mode}  {ours:8.1f} ms  ratio to {ratios}  noise {floor}  {verdict(result)}", flush=True)
+                print(f"{name:<17} {work:<10} {mode}  {ours:8.1f} ms  ratio to {ratios}  noise {floor}  {verdict(result)}", flush=True)
                 if options.record:
                     options.record.write_text(json.dumps({"repeats": options.repeats, **environment(device), "results": results}, indent=1))
 

@@ -71,13 +71,16 @@ def claims_table() -> str:
 
 def peers_table() -> str:
     """Our models beside their peers, where that has been measured."""
-    rows = ["| model, work, precision | ms | ratio to its peers, quartiles | noise floor | verdict |", "|---|---|---|---|---|"]
+    rows = ["| model, work, precision | ms | ratio to its peers, quartiles | noise floor | verdict | on |", "|---|---|---|---|---|---|"]
     quartiles = lambda q: f"{q[1]:.2f} [{q[0]:.2f}, {q[2]:.2f}]"
-    record = json.loads((ROOT / "results" / "benchmarks" / "peers.json").read_text())
-    for name, result in record["results"].items():
-        ratios = ", ".join(f"{peer} {quartiles(q)}" for peer, q in result["ratio_to"].items())
-        rows.append(f"| {name} | {result['milliseconds']['ours'][1]:.0f} | {ratios} | {quartiles(result['noise_floor'])} | {result['verdict']} |")
-    return "\n".join(rows) + f"\n\n{record['hardware']}, torch {record['torch']}, {record['repeats']} repeats."
+    for file in sorted((ROOT / "results" / "benchmarks").glob("peers*.json")):
+        record = json.loads(file.read_text())
+        where = f"{record['hardware']}, torch {record['torch']}, {record['repeats']} repeats"
+        for name, result in record["results"].items():
+            ratios = ", ".join(f"{peer} {quartiles(q)}" for peer, q in result["ratio_to"].items())
+            milliseconds, noise = result["milliseconds"]["ours"][1], quartiles(result["noise_floor"])
+            rows.append(f"| {name} | {milliseconds:.0f} | {ratios} | {noise} | {result['verdict']} | {where} |")
+    return "\n".join(rows)
 
 
 # What is told of runs that have no number of the paper's beside them.
@@ -110,7 +113,7 @@ def main() -> None:
     claims = "## Claims\n\nMade from `results/claims/`, which `ZOO_RECORD=1 pytest -m claim` writes."
     peers = """## Beside peers
 
-Made from `results/benchmarks/peers.json`, which `python -m benchmarks peers --record ...` writes; a ratio below 1 is faster. Not slower: its upper
+Made from `results/benchmarks/peers*.json`, which `python -m benchmarks peers --record ...` writes; a ratio below 1 is faster. Not slower: its upper
 quartile is 1 at most; not measured: the noise floor, a second instance of the peer beside the first, leaves 0.95 to 1.05."""
     parts = [heading, results_table(names), claims, claims_table(), peers, peers_table()]
     (ROOT / "docs" / "results.md").write_text("\n\n".join(parts) + "\n")

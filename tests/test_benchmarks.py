@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.cases import CASES, Case
+from benchmarks.cases import CASES, Case, Diffusing, diffusers_diffusion, our_diffusion
 from benchmarks.peers import measure, verdict
 
 
@@ -23,6 +23,46 @@ def test_a_measurement_has_times_ratios_and_the_noise_floor(work, mode, monkeypa
     assert set(result["milliseconds"]) == {"ours", "first", "second", "first again"}
     assert set(result["ratio_to"]) == {"first", "second"} and len(result["noise_floor"]) == 3
     assert len(set(result["parameters"].values())) == 1
+
+
+def diffusing(**options) -> Diffusing:
+    """The smallest U-Nets of either side."""
+    diffusers = pytest.importorskip("diffusers")
+    from zoo.papers.ddpm import unet_small
+
+    theirs = lambda: diffusers.UNet2DModel(8, 3, 3, block_out_channels=(16,), norm_num_groups=4, layers_per_block=1,
+                                           down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"], attention_head_dim=None)  # fmt: skip
+    ours = lambda: unet_small(8, 3, multipliers=(1,), attention=())
+    return Diffusing(ours, {"diffusers": theirs}, batch=2, optimizer="adam", channels_last=False, size=8, steps=3, **options)
+
+
+@pytest.mark.parametrize("work, mode", [("step", "fp32"), ("sampling", "bf16")])
+def test_diffusion_models_are_measured_in_training_and_sampling(work, mode, monkeypatch):
+    monkeypatch.setattr("benchmarks.peers.round", lambda value, digits=0: 1, raising=False)
+    result = measure(diffusing(), work, mode, torch.device("cpu"), repeats=2)
+    assert set(result["milliseconds"]) == {"ours", "diffusers", "diffusers again"} and len(set(result["parameters"].values())) == 1
+
+
+def test_both_sides_sample_with_as_many_evaluations_of_the_network():
+    case = diffusing()
+    for build, side in ((case.ours, our_diffusion), (case.peers["diffusers"], diffusers_diffusion)):
+        model, seen = build().eval(), []
+        model.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(len(inputs[0])))
+        images = side(model)[1](2, case.steps)
+        assert seen == [2, 2, 2] and images.shape == (2, 3, 8, 8) and images.min() >= 0 and images.max() <= 1
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if isinstance(case, Diffusing)])
+def test_both_u_nets_have_the_same_blocks(name):
+    pytest.importorskip("diffusers")
+    from zoo.papers.ddpm.convert import from_diffusers
+
+    with torch.device("meta"):
+        ours, theirs = CASES[name].ours(), CASES[name].peers["diffusers"]()
+    shapes = lambda state: {key: value.shape for key, value in state.items()}
+    assert shapes(ours.state_dict()) == shapes(from_diffusers(theirs.state_dict()))
+    active = lambda model: [m.p for m in model.modules() if isinstance(m, nn.Dropout) and m.p]
+    assert active(ours) == active(theirs) != []
 
 
 @pytest.mark.parametrize("ratio, floor, said", [

@@ -340,3 +340,15 @@ def test_samples_are_drawn_while_training_and_change_nothing_else(name, drawn, t
     assert not list((tmp_path / "plain" / "pictures").glob("*-*.png"))
     plain, other = (load_file(tmp_path / folder / "model.safetensors") for folder in ("plain", "drawn"))
     assert all(plain[key].equal(other[key]) for key in plain)
+
+
+def test_what_is_drawn_last_is_what_evaluate_draws_both_from_averaged_weights(tmp_path):
+    from zoo.evaluation.command import evaluate_command
+
+    run(toy("diffusion", tmp_path, "trainer.draw_every=6", "trainer.ema=0.9", "trainer.channels_last=true", "optim.lr=0.1"))
+    names = ("samples", "progressive", "decoding", "rate_distortion", "interpolation", "inpainting")
+    read = lambda suffix="": {name: (tmp_path / "pictures" / f"{name}{suffix}.png").read_bytes() for name in names}
+    assert evaluate_command([f"run={tmp_path}", "device=cpu"]) == 0
+    assert read() == read("-00000006")
+    assert evaluate_command([f"run={tmp_path}", "device=cpu", "which=raw"]) == 0
+    assert read()["progressive"] != read("-00000006")["progressive"]

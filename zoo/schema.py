@@ -285,7 +285,7 @@ def _check_targets(cfg: dict[str, Any], foreign: tuple[str, ...]) -> tuple[str, 
     own = {**DATA, **FACTS}
     cfg["data"] = check_call("data", cfg["data"], foreign, supplied=("seed",), own=own)
     _check_batch(cfg["data"])
-    cfg["evaluation"] = dict(cfg["evaluation"] or {})
+    cfg["evaluation"] = {name: values for name, values in (cfg["evaluation"] or {}).items() if values is not None}  # null leaves one out
     for name, values in cfg["evaluation"].items():
         every = {"every": Key(int, low=1, null=True)}
         supplied = ("objective", "data", "generator")

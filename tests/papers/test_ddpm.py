@@ -131,6 +131,16 @@ def test_names_convert_there_and_back_old_ones_too():
     assert all(torch.equal(value, ours[name]) for name, value in from_diffusers(old).items())
 
 
+def test_the_published_checkpoint_s_layout_is_that_of_our_preset():
+    """google/ddpm-cifar10-32."""
+    pytest.importorskip("diffusers")
+    with torch.device("meta"):
+        theirs = theirs_of(dict(image_size=32, channels=3, width=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), groups=32))
+        ours = unet_cifar10()
+    shapes = lambda state: {name: value.shape for name, value in state.items()}
+    assert shapes(from_diffusers(theirs.state_dict())) == shapes(ours.state_dict())
+
+
 def test_initialisation_is_the_released_code_s():
     model = UNet(**{**TINY, "width": 32})
     bound = math.sqrt(6 / (32 + 128))
@@ -702,9 +712,9 @@ class Denoiser(nn.Module):
         return (self.layers(self.x(x) + self.t(step) + self.label(label)) + self.scale(step) * x).view(-1, 1, 8, 8)
 
 
-def trained(images, labels, loss, seed, updates=3000):
+def trained(images, labels, loss, prediction, seed, updates=3000):
     torch.manual_seed(seed)
-    diffusion, noise = Diffusion(Denoiser(), steps=100, beta_start=1e-3, beta_end=0.2, loss=loss), generator(seed)
+    diffusion, noise = Diffusion(Denoiser(), steps=100, beta_start=1e-3, beta_end=0.2, loss=loss, prediction=prediction), generator(seed)
     optimizer = torch.optim.Adam(diffusion.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(1, (i + 1) / 100) * (1 - i / updates))
     for _ in range(updates):
@@ -731,16 +741,17 @@ def test_the_simple_loss_makes_better_samples_the_bound_better_bits_and_a_little
     asked = torch.arange(1000) % 10
     frechet = lambda samples: frechet_distance(hidden(samples), hidden(pixels))
     found = {"frechet_gaussian": frechet(gaussian_draws(pixels[train], 1000, generator(0)))}
-    for loss in ("simple", "bound"):
-        diffusion = trained(images[train], labels[train], loss, seed=2)
+    for name, loss, prediction in (("simple", "simple", "epsilon"), ("bound", "bound", "epsilon"), ("x0", "simple", "x0")):
+        diffusion = trained(images[train], labels[train], loss, prediction, seed=2)
         terms, _ = diffusion.bound_terms(images[test], generator(3), labels[test])
-        found[f"{loss}_bits_per_dim"] = terms.mean(1).sum().item()
-        for w in (0.0, 1.0, 3.0) if loss == "simple" else (0.0,):
+        found[f"{name}_bits_per_dim"] = terms.mean(1).sum().item()
+        for w in (0.0, 1.0, 3.0) if name == "simple" else (0.0,):
             samples = diffusion.sample(1000, generator(4), guidance=w, batch_size=1000).flatten(1).double()
-            found[f"{loss}_frechet_w{w:g}"] = frechet(samples)
-            found[f"{loss}_accuracy_w{w:g}"] = (predict(samples).argmax(1) == asked).double().mean().item()
+            found[f"{name}_frechet_w{w:g}"] = frechet(samples)
+            found[f"{name}_accuracy_w{w:g}"] = (predict(samples).argmax(1) == asked).double().mean().item()
     claim(seed=2, **found)
     assert found["simple_frechet_w0"] < found["frechet_gaussian"] / 2, found  # samples
     assert found["simple_frechet_w0"] < found["bound_frechet_w0"] and found["bound_bits_per_dim"] < found["simple_bits_per_dim"], found
+    assert found["simple_bits_per_dim"] < found["x0_bits_per_dim"], found  # section 3.2: noise or image, the squared error of either
     assert found["simple_accuracy_w1"] > found["simple_accuracy_w0"], found  # guidance
     assert found["simple_frechet_w1"] < min(found["simple_frechet_w0"], found["simple_frechet_w3"]), found

@@ -26,6 +26,7 @@ from zoo.papers.gan import (
     MlpGenerator,
     PlaneGame,
     PointDiscriminator,
+    PointGenerator,
     gan_mnist_discriminator,
     gan_mnist_generator,
     mixture_coverage,
@@ -649,6 +650,32 @@ def test_in_the_plane_the_discriminator_comes_to_p_over_p_plus_q(claim):
     assert best.std() > 0.2  # there is something to learn
     assert error.mean() < 0.025 and error.quantile(0.99) < 0.15
     assert abs(value - best_value) < 0.005 and best_value > -math.log(4) + 0.2
+
+
+@pytest.mark.claim
+def test_against_a_discriminator_ahead_of_it_only_the_other_loss_still_teaches_the_generator(claim):
+    """Section 3: early in learning D rejects samples with confidence, and log(1 - D(G(z))) saturates. The gradients of both losses at the same,
+    untrained generator, after D alone has had so many turns."""
+    seed, batch = 3, 256
+    torch.manual_seed(seed)
+    games = {name: PlaneGame(PointGenerator(), PointDiscriminator(), saturating=name == "saturating") for name in ("saturating", "other")}
+    game, data, noise = games["other"], mixture_2d(seed), torch.Generator().manual_seed(seed)
+    games["saturating"].generator, games["saturating"].discriminator = game.generator, game.discriminator
+    plan, optimizer, found = data.train.plan(batch), torch.optim.Adam(game.discriminator.parameters(), 1e-3), {}
+    for turn in range(1001):
+        if turn in (0, 50, 200, 1000):
+            draw = game.draw(2000, noise)
+            for name, each in games.items():
+                loss = each(draw, "generator")[0]["loss"] / 2000
+                gradients = torch.autograd.grad(loss, list(game.generator.parameters()))
+                found[f"{name}_{turn}"] = torch.cat([g.flatten() for g in gradients]).norm().item()
+        terms, _ = game({**data.train.fetch(plan.batch(turn)), **game.draw(batch, noise)}, "discriminator")
+        optimizer.zero_grad()
+        (sum(terms.values()) / batch).backward()
+        optimizer.step()
+    claim(seed=seed, **found)
+    assert found["saturating_0"] > 0.5 * found["other_0"], found  # before D knows anything both teach alike
+    assert found["other_1000"] > 100 * found["saturating_1000"] and found["other_1000"] > found["other_0"], found
 
 
 @pytest.mark.claim

@@ -165,6 +165,15 @@ def test_errors_are_one_clear_sentence(make, message):
         make()
 
 
+def test_data_that_the_model_is_not_made_for_are_refused():
+    objective = VariationalBound(VAE((8, 6), 2))
+    objective.check({})
+    for facts, said in (({"channels": 1}, "channels 2 and the data has 1"), ({"image_size": 8}, "image_size 6 and the data has 8")):
+        with pytest.raises(ValueError, match=said):
+            objective.check(facts)
+    VariationalBound(VAE(8, 1)).check({"channels": 1, "image_size": 8, "num_classes": 10})
+
+
 @pytest.mark.parametrize("name", [name for name in paper_configs() if name.split("/")[0] == "vae"])
 def test_weight_decay_is_the_prior_over_the_training_items(name):
     cfg = compose([f"paper={name}"])

@@ -21,6 +21,7 @@ from tests.helpers import double, generator  # noqa: F401
 from tests.toys import without_curves
 from zoo.config import compose
 from zoo.errors import ConfigError, ZooError
+from zoo.evaluation.command import evaluate_command
 from zoo.papers.vq_vae import (
     VQVAE,
     CodePrior,
@@ -512,7 +513,6 @@ def test_the_second_run_stores_the_first_one_s_digest_not_its_weights(stages, tm
     told = records(stages / "second")
     assert {"bits_per_code", "loss"} <= told[0].keys() and {"test/bits_per_code", "test/bits_per_dim"} <= told[-1].keys()
     assert {"perplexity", "used", "reconstruction", "commitment"} <= records(stages / "first")[0].keys()
-
     shutil.copytree(stages / "second", tmp_path / "second")
     (tmp_path / "second" / "model.safetensors").unlink()
     file = stages / "first" / "model.safetensors"
@@ -521,8 +521,16 @@ def test_the_second_run_stores_the_first_one_s_digest_not_its_weights(stages, tm
     try:
         with pytest.raises(ZooError, match="the frozen weights of 'first_stage' are not those that the run began with"):
             run(compose([*SECOND, f"model.first_stage.run={stages / 'first'}", f"run_dir={tmp_path / 'second'}"]))
+        with pytest.raises(ConfigError, match="the frozen weights of 'first_stage' are not those that .*/second was trained with: put their file"):
+            evaluate_command([f"run={stages / 'second'}", "device=cpu"])
     finally:
         file.write_bytes(kept)
+    assert evaluate_command([f"run={stages / 'second'}", "device=cpu"]) == 0
+
+
+def test_both_stages_draw_while_they_train(stages):
+    for stage, names in (("first", {"reconstructions"}), ("second", {"samples", "classes"})):
+        assert {path.name for path in (stages / stage / "pictures").glob("*-*.png")} == {f"{name}-00000006.png" for name in names}
 
 
 DATA = {"_target_": "zoo.data.digits", "normalise": "symmetric", "image_size": 8, "channels": 1}

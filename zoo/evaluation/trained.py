@@ -1,6 +1,7 @@
 """A trained model as a run left it: its configuration, data and weights."""
 
 import importlib.util
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from zoo.training import checkpoint as checkpoints
 from zoo.training.build import build_data, build_objective, check_fit
 from zoo.training.distributed import World
 from zoo.training.init import adapted, read_weights
-from zoo.training.state import load_module, seed_everything
+from zoo.training.state import kept_elsewhere, load_module, seed_everything
 
 
 @dataclass
@@ -54,6 +55,7 @@ def load_trained(
             state = _converter(cfg, layout)(state)
     else:
         state, step, partial, told = _mean_of_last(folder, average) if average else _weights_of_run(cfg, folder, which)
+        _check_frozen(objective, folder)
     data = build_data(cfg)
     check_fit(objective, data)
     load_module(objective, adapted(objective, state), told)
@@ -90,6 +92,16 @@ def _weights_of_run(cfg: Mapping[str, Any], folder: Path, which: str) -> tuple[d
     state = tensors["ema" if averaged else "weights"]
     told = f"{'averaged' if averaged else 'raw'}, {'best' if which == 'best' else 'newest checkpoint'} ({newest})"
     return state, manifest["step"], not (folder / "model.safetensors").is_file(), told
+
+
+def _check_frozen(objective: nn.Module, folder: Path) -> None:
+    """Frozen weights that the run did not store, a first stage's say, must still be those that it was trained with."""
+    _, sources = kept_elsewhere(objective)
+    newest = checkpoints.newest_valid(folder / "checkpoints", set_aside=False) if sources else None
+    known = json.loads((newest / "manifest.json").read_text()).get("frozen", {}) if newest else {}
+    for name, sha256 in known.items():
+        if sources.get(name) != sha256:
+            raise ConfigError(f"the frozen weights of '{name}' are not those that {folder} was trained with: put their file back")
 
 
 def _mean_of_last(folder: Path, count: int) -> tuple[dict[str, Tensor], int, bool, str]:

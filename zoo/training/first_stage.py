@@ -68,7 +68,10 @@ def first_stage(run: str, model: str, data: dict) -> nn.Module:
         raise ConfigError(f"the first stage {run} does not exist: train it first, or name another run directory")
     if (folder / "config.yaml").is_file() and not (folder / "model.safetensors").is_file():
         raise ConfigError(f"the first stage {run} is not finished: train {read_config(folder).get('name')} to its end")
-    frozen = load_frozen(run)
+    try:
+        frozen = load_frozen(run)
+    except ConfigError as error:
+        raise ConfigError(f"the first stage {run}: {error}") from error
     network, theirs, name = getattr(frozen.objective, "model", None), frozen.cfg["data"], model.rpartition(".")[2]
     if not isinstance(network, getattr(importlib.import_module(model.rpartition(".")[0]), name)):
         raise ConfigError(f"the first stage {run} is a run of {frozen.cfg['name']}, whose model is no {name}: name the run directory of one")

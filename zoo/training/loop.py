@@ -92,7 +92,7 @@ class Trainer:
             if self.average:
                 shard(self.average.objective, self.world)
         if options["compile"]:
-            for network in objective.children():
+            for network in [*objective.children(), *(self.average.objective.children() if self.average else ())]:
                 network.compile()
         self.objective, self.buffers = objective, Buffers(objective)
         if self.average:

@@ -40,6 +40,12 @@ class VariationalBound(nn.Module):
             raise ValueError(f"samples is {samples}: the bound needs at least one draw of z for each item")
         self.model, self.samples, self.pixels = model, samples, pixels
 
+    def check(self, facts: dict[str, int]) -> None:
+        """ValueError where the data's images are not those that the model is made for."""
+        for name, has in zip(("channels", "image_size", "image_size"), self.model.shape):
+            if facts.get(name, has) != has:
+                raise ValueError(f"the VAE is made for {name} {has} and the data has {facts[name]}: set model.{name}={facts[name]}")
+
     def draw(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Algorithm 1's epsilon, and u ~ U(0, 1) for pixels that are drawn."""
         on = {"generator": generator, "device": generator.device}

@@ -36,6 +36,10 @@ class VectorQuantization(nn.Module):
         self.model, self.variance = model, variance
         self.weights = {"commitment": beta}
 
+    def check(self, facts: dict[str, int]) -> None:
+        """ValueError where the data's images are not those that the model is made for."""
+        check_images(self.model, facts)
+
     def forward(self, batch: dict[str, Tensor], turn: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Logs: `perplexity` of the codes of a micro-batch (K if all are equally frequent), and how many are `used`."""
         x = batch["image"]
@@ -116,6 +120,13 @@ class CodePrior(nn.Module):
         self.first_stage.eval()  # always: its codebook stays as it is
         return self
 
+    def check(self, facts: dict[str, int]) -> None:
+        """ValueError where the data's images or classes are not those that the networks are made for."""
+        check_images(self.first_stage, facts)
+        classes = facts.get("num_classes", 0)
+        if self.prior.classes not in (0, classes):
+            raise ValueError(f"the prior is made for {self.prior.classes} classes and the data has {classes}: set the prior's classes={classes}")
+
     def code_nats(self, codes: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """-log p(z_i | z_1 ... z_(i-1)), (B, h, w G)."""
         logits = self.prior(codes, batch["label"] if self.prior.classes else None)
@@ -169,6 +180,12 @@ class CodePrior(nn.Module):
             return {}
         rows = [self.sample(10, generator, label) for label in range(min(10, self.prior.classes))]
         return {"classes": mosaic(2 * torch.stack(rows) - 1)}
+
+
+def check_images(model: VQVAE, facts: dict[str, int]) -> None:
+    for name, has in (("channels", model.shape[0]), ("image_size", model.shape[1])):
+        if facts.get(name, has) != has:
+            raise ValueError(f"the VQ-VAE is made for {name} {has} and the data has {facts[name]}: set its {name}={facts[name]}")
 
 
 def nats(x: Tensor, out: Reconstruction) -> Tensor:  # -> -log p(x|z_q(x)), (B,)
