@@ -298,7 +298,7 @@ def test_wrong_text_files_are_named(tmp_path, content, said):
 @pytest.mark.parametrize(
     "keys, said",
     [
-        ({"tokenizer": "words"}, "data.tokenizer must be one of char, bpe, not 'words'"),
+        ({"tokenizer": "words"}, "data.tokenizer must be one of char, bpe, gpt2, not 'words'"),
         ({"tokenizer": "bpe"}, "data.vocab_size must be a whole number from 1, not None"),
         ({"tokenizer": "bpe", "vocab_size": 255}, "data.vocab_size must be at least 256, the number of bytes, not 255"),
         ({"order": "random"}, "data.order must be one of columns, shuffled, not 'random'"),

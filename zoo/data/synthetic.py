@@ -32,6 +32,21 @@ def adding(seed: int = 0, form: Literal["modern", "1997"] = "modern", length: in
         length: T.
     """
     draw = {"modern": modern, "1997": original}[choice("data.form", form, ("modern", "1997"))]
+    return pairs(draw, length, seed, valid, test)
+
+
+def multiplication(seed: int = 0, length: int = 100, valid: int = 1000, test: int = 2560) -> Data:
+    """The multiplication problem (Hochreiter and Schmidhuber 1997, experiment 5): `adding` of form 1997 with values in [0, 1] and the product
+    of the two marked values as the target. A first pair that is drawn to be marked keeps its -1 and so counts as one. Always answering the
+    mean, about 1/4, has an MSE of about 1/20.
+
+    Batch and arguments: see `adding`.
+    """
+    return pairs(product, length, seed, valid, test)
+
+
+def pairs(draw: Callable[..., tuple[Tensor, Tensor, Tensor]], length: int, seed: int, valid: int, test: int) -> Data:
+    """Sequences of pairs. draw(seed, split, index, length) -> inputs, target, length."""
     whole("data.length", length, 20)
     return synthetic(lambda *which: dict(zip(("inputs", "target", "length"), draw(*which, length))), seed, valid, test)
 
@@ -114,19 +129,35 @@ def modern(seed: int, split: Tensor, index: Tensor, length: int) -> tuple[Tensor
 
 def original(seed: int, split: Tensor, index: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """-> inputs (n, T + T/10, 2), target (n,), length (n,)."""
+    u, markers, lengths = marked(seed, split, index, length)
+    values = 2 * u - 1
+    return padded(values, markers, lengths), 0.5 + (values * (markers == 1)).sum(1) / 4, lengths
+
+
+def product(seed: int, split: Tensor, index: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """-> inputs (n, T + T/10, 2), target (n,), length (n,)."""
+    values, markers, lengths = marked(seed, split, index, length)
+    return padded(values, markers, lengths), torch.where(markers == 1, values, 1.0).prod(1), lengths
+
+
+def marked(seed: int, split: Tensor, index: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """1997's sequences -> numbers in [0, 1) (n, T + T/10), markers of the same shape, length (n,)."""
     longest, rows = length + length // 10, torch.arange(len(index))
     u = uniform(seed, split, index, longest + 3)
-    values = 2 * u[:, :longest] - 1
     lengths = length + (u[:, -3] * (longest - length + 1)).long()
     first = (u[:, -2] * 10).long()
     second = (u[:, -1] * (length // 2 - 1)).long()
     second += second >= first  # among the pairs that are still unmarked
-    markers = torch.zeros_like(values).scatter(1, torch.stack([first, second], dim=1), 1.0)
+    markers = torch.zeros_like(u[:, :longest]).scatter(1, torch.stack([first, second], dim=1), 1.0)
     markers[:, 0] = -1
     markers[rows, lengths - 1] = -1
-    target = 0.5 + (values * (markers == 1)).sum(1) / 4
-    inside = torch.arange(longest) < lengths[:, None]
-    return torch.stack([values, markers], dim=-1) * inside[..., None], target, lengths
+    return u[:, :longest], markers, lengths
+
+
+def padded(values: Tensor, markers: Tensor, lengths: Tensor) -> Tensor:
+    """(n, T) each -> (n, T, 2), zeros after the length."""
+    inside = torch.arange(values.shape[1]) < lengths[:, None]
+    return torch.stack([values, markers], dim=-1) * inside[..., None]
 
 
 def ring(seed: int, split: Tensor, index: Tensor, modes: int, radius: float, spread: float) -> Tensor:

@@ -4,7 +4,7 @@ N tokens of the stream, T tokens of a window, B rows of a batch. Every token but
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from zoo.data.base import Address, Batch, Columns, Data, Plan, ShuffledWindows, choice, home, send, whole
 from zoo.data.download import Published, provide
-from zoo.data.tokenizers import BytePairs, Characters, Words
+from zoo.data.tokenizers import BytePairs, Characters, Words, pieces
 from zoo.errors import ConfigError, ZooError
 
 IGNORED = -100  # what the loss leaves out
 Order = Literal["columns", "shuffled"]
-Vocabulary = Literal["char", "bpe"]
+Vocabulary = Literal["char", "bpe", "gpt2"]
 
 
 class Stream:
@@ -27,12 +27,13 @@ class Stream:
     Training reads windows of T tokens by `order`: `columns` (Columns: a row's state goes on in the next batch) or `shuffled`
     (ShuffledWindows: for models that carry no state). Evaluation cuts the stream into `eval_columns` columns of equal length, each with
     the last token of the one before it as its first, so that the N - 1 targets are counted once each; a row's state goes on here, too.
+    Where tokens are parts of words, evaluation also says of how many: `words` of the text in all, each target standing for its share.
     """
 
     workers = 0
 
-    def __init__(self, tokens: Tensor, window: int, order: Order = "columns", eval_columns: int = 1, seed: int = 0):
-        self.tokens = tokens
+    def __init__(self, tokens: Tensor, window: int, order: Order = "columns", eval_columns: int = 1, seed: int = 0, words: int | None = None):
+        self.tokens, self.words = tokens, words
         self.window, self.order = whole("data.window", window, 1), choice("data.order", order, get_args(Order))
         self.eval_columns, self.seed = whole("data.eval_columns", eval_columns, 1), seed
         if len(tokens) < 2:
@@ -69,23 +70,31 @@ class Stream:
         start, reset, *stop = send(torch.stack(numbers), self.tokens.device)
         position = start[:, None] + torch.arange(self.window + 1, device=start.device)
         tokens = self.tokens[position.clamp(max=len(self.tokens) - 1)]
-        targets = tokens[:, 1:]
+        batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "reset": reset.bool()}
         if stop:
-            targets = targets.masked_fill(position[:, 1:] >= stop[0][:, None], IGNORED)
-        return {"tokens": tokens[:, :-1], "targets": targets, "reset": reset.bool()}
+            behind = position[:, 1:] >= stop[0][:, None]
+            batch["targets"] = batch["targets"].masked_fill(behind, IGNORED)
+            if self.words is not None:
+                batch["words"] = (~behind).sum(1).double() * (self.words / (len(self.tokens) - 1))
+        return batch
 
 
 def streams(
-    texts: dict[str, str], tokenizer: Characters | Words | BytePairs, seed: int, window: int, order: Order, eval_columns: int
-) -> Data:
-    """The data set of the texts {train, valid, test}, the last two of which may be missing."""
-    splits = {name: Stream(tokenizer.encode(text), window, order, eval_columns, seed) for name, text in texts.items()}
+    texts: dict[str, str], tokenizer: Characters | Words | BytePairs, seed: int, window: int, order: Order, eval_columns: int,
+    written: Callable[[str], str] = str,
+) -> Data:  # fmt: skip
+    """The data set of the texts {train, valid, test}, the last two of which may be missing. Words are counted in the texts, encoded is what
+    `written` makes of them."""
+    splits = {}
+    for name, text in texts.items():
+        words = text.count("\n") + sum(len(piece.split()) for piece in pieces(text)) if isinstance(tokenizer, BytePairs) else None
+        splits[name] = Stream(tokenizer.encode(written(text)), window, order, eval_columns, seed, words)
     digest = hashlib.sha256("".join(texts.values()).encode("utf-8", "surrogatepass")).hexdigest()
     return Data(
         train=splits["train"],
         valid=splits.get("valid"),
         test=splits.get("test"),
-        facts={"vocab_size": tokenizer.size},
+        facts={"vocab_size": tokenizer.size, **({"window": window} if order == "shuffled" else {})},  # a window read whole must fit a context
         decode=tokenizer.decode,
         encode=tokenizer.encode,
         digest=digest,
@@ -114,11 +123,14 @@ def plain(
     eval_columns: int,
     splits: Sequence[float],
 ) -> Data:
-    """The data set of one text, in characters or in byte pairs learnt from its training part."""
+    """The data set of one text: in characters, in byte pairs learnt from its training part, or in those of GPT-2 (<root>/vocabs/gpt2)."""
     texts = split(text, splits)
-    if choice("data.tokenizer", tokenizer, get_args(Vocabulary)) == "bpe":
+    choice("data.tokenizer", tokenizer, get_args(Vocabulary))
+    if tokenizer == "bpe":
         whole("data.vocab_size", vocab_size, 1)
         alphabet = BytePairs.trained(texts["train"], vocab_size, home(root) / "tokenizers")
+    elif tokenizer == "gpt2":
+        alphabet = BytePairs.gpt2(home(root) / "vocabs" / "gpt2")
     return streams(texts, alphabet, seed, window, order, eval_columns)
 
 
@@ -209,11 +221,24 @@ PTB = {  # Mikolov's preprocessing, as Zaremba et al. published it
 }
 
 
-def ptb(seed: int, root: str, window: int = 35, order: Order = "columns", eval_columns: int = 1) -> Data:
-    """Penn Treebank (Marcus et al., 1993; Mikolov's preprocessing), word by word, from <root>/ptb: 929,589 / 73,760 / 82,430 tokens.
+def ptb(
+    seed: int, root: str, window: int = 35, order: Order = "columns", eval_columns: int = 1, tokenizer: Literal["word", "gpt2"] = "word"
+) -> Data:
+    """Penn Treebank (Marcus et al., 1993; Mikolov's preprocessing) from <root>/ptb: 929,589 / 73,760 / 82,430 words, ends of lines included.
 
-    The vocabulary is that of the training text, 10,000 words with <unk> and <eos>. One column in evaluation: the whole stream, exactly.
+    The vocabulary is that of the training text, 10,000 words with <unk> and <eos>; or that of GPT-2, for the text as people write it (`joined`),
+    with losses told for each of the words, too. One column in evaluation: the whole stream, exactly.
     """
     folder = home(root) / "ptb"
     texts = {name: provide(file, folder, "Penn Treebank").read_text(encoding="utf-8") for name, file in PTB.items()}
+    if choice("data.tokenizer", tokenizer, ("word", "gpt2")) == "gpt2":
+        return streams(texts, BytePairs.gpt2(home(root) / "vocabs" / "gpt2"), seed, window, order, eval_columns, joined)
     return streams(texts, Words(texts["train"]), seed, window, order, eval_columns)
+
+
+def joined(text: str) -> str:
+    """Penn Treebank without the traces of its tokenisation (Radford et al. 2019, section 3.1, who don't tell their rules): do n't -> don't,
+    company 's -> company's, $ N -> $N, # N -> #N, cities\\/abc -> cities/abc, no spaces around a line. <unk> and N stay: what they hide is lost."""
+    for old, new in ((" n't", "n't"), (" '", "'"), ("$ ", "$"), ("# ", "#"), ("\\/", "/")):
+        text = text.replace(old, new)
+    return "\n".join(line.strip() for line in text.split("\n"))

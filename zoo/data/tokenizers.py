@@ -4,15 +4,19 @@ Each has `size`, `encode` (a text -> (T,) int64) and `decode` ((n, T) ids -> n t
 """
 
 import hashlib
+import json
 import os
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.data.download import Published, provide
 from zoo.errors import ConfigError, ZooError
 
 UNKNOWN = "\ufffd"
@@ -81,6 +85,18 @@ class Words:
         return [re.sub(f" ?{EOS} ?", "\n", " ".join(self.words[i] for i in row)) for row in ids.tolist()]
 
 
+GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/models/124M/"
+GPT2 = [  # the same for all four sizes
+    Published(name, size, sha256, (GPT2_URL + name,))
+    for name, size, sha256 in (
+        ("encoder.json", 1_042_301, "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
+        ("vocab.bpe", 456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
+    )
+]
+END_OF_TEXT = "<|endoftext|>"  # 50256, between the documents of WebText
+PIECE = 1 << 20  # characters encoded at a time: of each token the library keeps more than its number
+
+
 class BytePairs:
     """Byte-level BPE as in GPT-2: the 256 bytes and then the most frequent pairs, never across words. Any text can be encoded."""
 
@@ -103,26 +119,55 @@ class BytePairs:
             _keep(path, model)
         return cls(model)
 
+    @classmethod
+    def gpt2(cls, folder: Path) -> "BytePairs":
+        """The 50,257 tokens of GPT-2 (Radford et al. 2019, section 2.2), from its two files in `folder`; they are downloaded where they aren't
+        there. <|endoftext|> in a text is that token, the last one."""
+        from tokenizers import models
+
+        encoder, merges = (provide(file, folder, "the vocabulary of GPT-2").read_text(encoding="utf-8") for file in GPT2)
+        pairs = [tuple(line.split(" ")) for line in merges.split("\n")[1:-1]]  # below a line that tells the version
+        tokenizer = _byte_level(models.BPE(json.loads(encoder), pairs))
+        tokenizer.add_special_tokens([END_OF_TEXT])
+        return cls(tokenizer.to_str())
+
     @property
     def size(self) -> int:
         return self.tokenizer.get_vocab_size()
 
     def encode(self, text: str) -> Tensor:
-        return torch.tensor(self.tokenizer.encode(text).ids, dtype=torch.int64)
+        return torch.cat([torch.tensor(self.tokenizer.encode(piece).ids, dtype=torch.int64) for piece in pieces(text)])
 
     def decode(self, ids: Tensor) -> list[str]:
         return self.tokenizer.decode_batch(ids.tolist(), skip_special_tokens=False)
 
 
+def pieces(text: str) -> Iterator[str]:
+    """Cuts a text, where it is long, before spaces or line ends that follow something else: no token or word reaches across, so none changes."""
+    start, place = 0, re.compile(r"(?<=\S)(?=[ \n])")
+    while len(text) - start > PIECE and (cut := place.search(text, start + PIECE)):
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
+
+
+def _byte_level(model: Any) -> Any:
+    """A tokenizer whose symbols are bytes, split into words as GPT-2 does."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
 def _train(texts: list[str], vocab_size: int) -> str:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import models, pre_tokenizers, trainers
 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if vocab_size < len(alphabet):
         raise ConfigError(f"data.vocab_size must be at least {len(alphabet)}, the number of bytes, not {vocab_size}")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer.to_str()

@@ -25,13 +25,13 @@ def centred_h(x: Tensor) -> Tensor:
 
 def per_cell(gate: Tensor, block_size: int) -> Tensor:  # (B, blocks) -> (B, cells)
     """All cells of a block share its gate."""
-    return gate.repeat_interleave(block_size, dim=-1)
+    return gate[..., None].expand(*gate.shape, block_size).flatten(-2)
 
 
 class Cell1997(nn.Module):
     """One step of a hidden layer of memory blocks, without a forget gate (1997, section 4):
 
-    z(t) = [x(t), y(t-1)]                                    y: all cells and, with `gate_feedback`, all gates
+    z(t) = [x(t), y(t-1)]                                    y: all cells and, with `gate_feedback`, all gates (section 5: x(t) acts at once)
     y_in(t) = σ(W_in z(t)),  y_out(t) = σ(W_out z(t))        one of each a block, shared by its cells
     s_c(t) = s_c(t-1) + y_in(t) g(W_c z(t)),  s_c(0) = 0     the constant error carousel: its self-weight is 1
     y_c(t) = y_out(t) h(s_c(t))
@@ -60,7 +60,6 @@ class Cell1997(nn.Module):
     def forward(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:  # (B, I) -> (B, cells)
         y_before = carry["y"].detach() if self.truncated else carry["y"]
         z = torch.cat([x, y_before], dim=-1)
-        # Departure: x acts at time t, as in 2000. In 1997 each connection takes a step, input to cell included, which renumbers time.
         y_in, y_out = torch.sigmoid(self.input_gate(z)), torch.sigmoid(self.output_gate(z))
         s = carry["s"] + per_cell(y_in, self.block_size) * centred_g(self.cell_input(z))
         y_c = per_cell(y_out, self.block_size) * centred_h(s)
@@ -138,12 +137,12 @@ class BlockNetwork(nn.Module):
         if x.ndim != 3 or x.shape[2] != self.cell.inputs:
             raise ValueError(f"inputs must be (batch, time, {self.cell.inputs}), not {tuple(x.shape)}")
         carry = self.initial_carry(len(x)) if carry is None else carry
-        outputs = []
+        cells = []
         for x_t in x.unbind(1):
             y_c, carry = self.cell(x_t, carry)
-            seen = torch.cat([y_c, x_t], dim=-1) if self.shortcut else y_c
-            outputs.append(torch.sigmoid(self.output(seen)))
-        return torch.stack(outputs, dim=1), carry
+            cells.append(y_c)
+        y = torch.stack(cells, dim=1)  # (B, T, cells)
+        return torch.sigmoid(self.output(torch.cat([y, x], dim=-1) if self.shortcut else y)), carry
 
 
 def single_bias(recurrent: nn.LSTM | nn.RNN) -> None:
@@ -156,10 +155,11 @@ def single_bias(recurrent: nn.LSTM | nn.RNN) -> None:
 
 
 class Regressor(nn.Module):
-    """Linear output units on one of torch's fused layers (`nn.LSTM`, or `nn.RNN` to compare): the fast path for the adding problem.
+    """Linear output units on torch's fused layers (`nn.LSTM`, or `nn.RNN` to compare): the fast path for the tasks of 1997 and 2000.
 
     Args:
         forget_bias: start of the LSTM's forget gates (Jozefowicz et al. 2015 advise 1); other biases start at zero, weights as in torch.
+            From 100 or so on the gates are 1 and stay 1, as if there were none: their activations and gradients are rounded.
 
     Raises:
         ValueError: if the inputs are not (B, T, I).
@@ -168,7 +168,7 @@ class Regressor(nn.Module):
     def __init__(self, recurrent: nn.LSTM | nn.RNN, outputs: int = 1, forget_bias: float = 1.0):
         super().__init__()
         single_bias(recurrent)
-        self.recurrent = recurrent
+        self.recurrent, self.states = recurrent, ("h", "c") if isinstance(recurrent, nn.LSTM) else ("h",)
         self.output = nn.Linear(recurrent.hidden_size, outputs)
         self.reset_parameters(forget_bias)
 
@@ -181,11 +181,19 @@ class Regressor(nn.Module):
                     # Departure: neither the 1997 nor the 2000 paper starts forget gates at 1.
                     parameter.chunk(4)[1].fill_(forget_bias)  # torch's order: input, forget, cell, output
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | Tensor]:  # (B, T, I) -> (B, T, K), torch's state
+    def initial_carry(self, batch_size: int) -> Carry:
+        """Zeros: {"h": (B, L, H)} and, for an LSTM, {"c": (B, L, H)}."""
+        weight, shape = self.output.weight, (batch_size, self.recurrent.num_layers, self.recurrent.hidden_size)
+        return {name: torch.zeros(shape, dtype=weight.dtype, device=weight.device) for name in self.states}
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> tuple[Tensor, Carry]:  # (B, T, I) -> (B, T, K)
         if x.ndim != 3 or x.shape[2] != self.recurrent.input_size:
             raise ValueError(f"inputs must be (batch, time, {self.recurrent.input_size}), not {tuple(x.shape)}")
-        y, state = self.recurrent(x)
-        return self.output(y), state
+        carry = self.initial_carry(len(x)) if carry is None else carry
+        state = [carry[name].transpose(0, 1).contiguous() for name in self.states]  # torch wants layers first
+        y, state = self.recurrent(x, state[0] if len(state) == 1 else tuple(state))
+        state = (state,) if isinstance(state, Tensor) else state
+        return self.output(y), {name: value.transpose(0, 1).to(x.dtype) for name, value in zip(self.states, state)}  # autocast makes them bf16
 
 
 class LstmLanguageModel(nn.Module):
@@ -245,9 +253,9 @@ def modern_cell(inputs: int, hidden: int) -> ForgetGateCell:
     return ForgetGateCell(inputs, hidden, cell_bias=True, truncated=False, g=torch.tanh, h=torch.tanh)
 
 
-# The nets of 1997's experiments and of 2000; numbers of weights as printed in their tables.
+# The nets of 1997's experiments and of 2000; numbers of weights as printed in their tables, initial gate biases in 1997's table 10.
 def reber_4x1(truncated: bool = True) -> BlockNetwork:
-    """Embedded Reber grammar (experiment 1), 4 blocks of 1 cell: 264 weights."""
+    """Embedded Reber grammar (experiment 1), 4 blocks of 1 cell: 264 weights. Output gates open one after another, as they are needed."""
     cell = Cell1997(7, blocks=4, block_size=1, cell_bias=False, truncated=truncated)
     return BlockNetwork(cell, outputs=7, output_bias=False, init_range=0.2, gate_biases={"output_gate": (-1.0, -2.0, -3.0, -4.0)})
 
@@ -259,28 +267,39 @@ def reber_3x2(truncated: bool = True) -> BlockNetwork:
 
 
 def adding_1997(truncated: bool = True) -> BlockNetwork:
-    """Adding and multiplication problems (experiments 4 and 5): 93 weights. Closed input gates keep the state from drifting at first."""
-    cell = Cell1997(2, blocks=2, block_size=2, truncated=truncated)
-    return BlockNetwork(cell, outputs=1, init_range=0.1, gate_biases={"input_gate": (-3.0, -6.0)})
+    """Adding problem (experiment 4): 93 weights. Closed input gates keep the state from drifting at first."""
+    return BlockNetwork(Cell1997(2, blocks=2, block_size=2, truncated=truncated), outputs=1, gate_biases={"input_gate": (-3.0, -6.0)})
+
+
+def multiplication_1997(truncated: bool = True) -> BlockNetwork:
+    """Multiplication problem (experiment 5): 93 weights, all of them random at first."""
+    return BlockNetwork(Cell1997(2, blocks=2, block_size=2, truncated=truncated), outputs=1)
 
 
 def temporal_order_6a(truncated: bool = True) -> BlockNetwork:
     """Temporal order of two symbols (experiment 6a): 156 weights."""
-    # Departure: here and in 6b no gate gets a bias of its own to start with.
-    return BlockNetwork(Cell1997(8, blocks=2, block_size=2, truncated=truncated), outputs=4)
+    return BlockNetwork(Cell1997(8, blocks=2, block_size=2, truncated=truncated), outputs=4, gate_biases={"input_gate": (-2.0, -4.0)})
 
 
 def temporal_order_6b(truncated: bool = True) -> BlockNetwork:
     """Temporal order of three symbols (experiment 6b): 308 weights."""
-    return BlockNetwork(Cell1997(8, blocks=3, block_size=2, truncated=truncated), outputs=8)
+    return BlockNetwork(Cell1997(8, blocks=3, block_size=2, truncated=truncated), outputs=8, gate_biases={"input_gate": (-2.0, -4.0, -6.0)})
+
+
+CLOSING, OPENING = (-0.5, -1.0, -1.5, -2.0), (0.5, 1.0, 1.5, 2.0)  # gate biases of 2000, a block each
 
 
 def continual_reber(truncated: bool = True) -> BlockNetwork:
     """Continual embedded Reber grammar (2000), with forget gates: 424 weights."""
     cell = ForgetGateCell(7, blocks=4, block_size=2, truncated=truncated)
-    closing, opening = (-0.5, -1.0, -1.5, -2.0), (0.5, 1.0, 1.5, 2.0)
-    gate_biases = {"input_gate": closing, "output_gate": closing, "forget_gate": opening}
+    gate_biases = {"input_gate": CLOSING, "output_gate": CLOSING, "forget_gate": OPENING}
     return BlockNetwork(cell, outputs=7, shortcut=True, init_range=0.2, gate_biases=gate_biases)
+
+
+def continual_reber_1997(truncated: bool = True) -> BlockNetwork:
+    """The same net without forget gates, "standard LSTM" in table 2 of 2000: 424 - 4 (7 + 8 + 1) = 360 weights."""
+    cell = Cell1997(7, blocks=4, block_size=2, cell_bias=False, gate_feedback=False, truncated=truncated)
+    return BlockNetwork(cell, outputs=7, shortcut=True, init_range=0.2, gate_biases={"input_gate": CLOSING, "output_gate": CLOSING})
 
 
 def adding_lstm(hidden: int = 64, forget_bias: float = 1.0) -> Regressor:
@@ -291,6 +310,11 @@ def adding_lstm(hidden: int = 64, forget_bias: float = 1.0) -> Regressor:
 def adding_rnn(hidden: int = 64) -> Regressor:
     """The same by a tanh network, whose gradient vanishes: the paper's point of comparison."""
     return Regressor(nn.RNN(2, hidden, batch_first=True))
+
+
+def reber_lstm(hidden: int = 64, forget_bias: float = 1.0) -> Regressor:
+    """The embedded Reber grammar, in strings or continual, by a modern LSTM layer."""
+    return Regressor(nn.LSTM(7, hidden, batch_first=True), outputs=7, forget_bias=forget_bias)
 
 
 # Zaremba et al., section 4.1. Parameters at 10,000 words: 4,651,600, 19,775,200, 66,022,000.
