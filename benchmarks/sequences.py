@@ -45,6 +45,42 @@ class Reading(Case):
         return lambda tokens: model(tokens[:, :-1])
 
 
+@dataclass(frozen=True)
+class Continuing(Case):
+    """A decoder that has no state: on `batch` windows of `size` tokens, and 64 greedy tokens more for the first 16."""
+
+    vocab_size: int = 2048
+    works = ("step", "generation")
+
+    def fresh(self, device: torch.device) -> Batch:
+        return (torch.randint(self.vocab_size, (self.batch, self.size + 1), device=device),)
+
+    def loss(self, model: nn.Module) -> Callable[..., Tensor]:
+        return lambda tokens: F.cross_entropy(_logits(model(tokens[:, :-1])).flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+    def other_work(self, model: nn.Module) -> Callable[..., object]:
+        if type(model).__module__.startswith("zoo."):
+            from zoo.objectives import CausalLanguageModel
+
+            greedy = CausalLanguageModel(model)
+            return lambda tokens: greedy.sample(len(tokens), torch.Generator(tokens.device), length=64, top_k=1, prompt=tokens[:, :16])
+        return lambda tokens: model.generate(tokens[:, :16], attention_mask=torch.ones_like(tokens[:, :16]), min_new_tokens=64, max_new_tokens=64,
+                                             do_sample=False, pad_token_id=0)  # fmt: skip
+
+
+def _logits(out: object) -> Tensor:
+    return out if isinstance(out, Tensor) else out.logits
+
+
+def transformers_gpt2() -> nn.Module:
+    """With transformers' scaled dot-product attention."""
+    import transformers
+
+    config = transformers.GPT2Config(vocab_size=2048, n_positions=256, n_embd=256, n_layer=4, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0,
+                                     attn_pdrop=0.0, attn_implementation="sdpa")  # fmt: skip
+    return transformers.GPT2LMHeadModel(config)
+
+
 class TorchTransformer(nn.Module):
     """nn.Transformer as its users complete it: embeddings, sinusoids, masks, tied logits. Dropout where the paper has it, and nowhere else."""
 
@@ -83,6 +119,12 @@ class TorchLanguageModel(nn.Module):
         return self.out(self.dropout(y)), state
 
 
+def _our_gpt2() -> nn.Module:
+    from zoo.papers.gpt_2 import GPT2
+
+    return GPT2(2048, context=256, depth=4, d_model=256, n_heads=4, dropout=0.0)
+
+
 def _ours(preset: str, **options) -> Callable[[], nn.Module]:
     import zoo
 
@@ -97,4 +139,5 @@ CASES = {
     "zaremba_medium": Reading(
         _ours("zaremba_medium"), {"nn.LSTM": lambda: TorchLanguageModel(10_000, 650, 2, 0.5)}, 20, "sgd", False, 35,
     ),
+    "gpt2_4x256": Continuing(_our_gpt2, {"transformers": transformers_gpt2}, 8, "adamw", False, 128),
 }  # fmt: skip

@@ -56,7 +56,8 @@ def _row(name: str, title: str, paper: str, metric: str, runs: list[dict]) -> st
     values = [run["metrics"][metric] for run in runs if metric in run["metrics"]]
     shown = f"{statistics.median(values):.4g}" + (f" ({min(values):.4g} to {max(values):.4g})" if len(values) > 1 else "")
     seeds = ", ".join(str(run["seed"]) for run in runs)
-    return f"| `{name}` | {title} | {paper} | {shown} | {seeds} | {runs[0]['step']} | {runs[0]['trained_on']['hardware']} |"
+    hardware = (runs[0]["trained_on"] or runs[0]["environment"])["hardware"]  # published weights were trained elsewhere
+    return f"| `{name}` | {title} | {paper} | {shown} | {seeds} | {runs[0]['step']} | {hardware} |"
 
 
 def claims_table() -> str:
@@ -86,7 +87,7 @@ def peers_table() -> str:
 # What is told of runs that have no number of the paper's beside them.
 SHOWN = ("accuracy", "bits_per_char", "perplexity", "mse", "solved", "classes", "frechet", "frechet_gaussian", "nearest", "nearest_test",
          "log_likelihood", "marginal_log_likelihood", "parzen_log_likelihood", "bits_per_dim", "unexplained",
-         "modes", "near", "knn_accuracy", "linear_probe_accuracy")  # fmt: skip
+         "modes", "near", "bleu", "exact", "word_perplexity", "solved", "knn_accuracy", "linear_probe_accuracy")  # fmt: skip
 
 
 def _shown(metric: str) -> bool:

@@ -1,5 +1,6 @@
 """The benchmarks still run, and judge by their own rule."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -84,3 +85,25 @@ def test_cases_name_presets_that_exist():
 def test_without_a_name_the_benchmarks_are_listed():
     done = subprocess.run([sys.executable, "-m", "benchmarks"], capture_output=True, text=True)
     assert done.returncode == 2 and "peers" in done.stdout
+
+
+@pytest.mark.parametrize("name, size", [("transformer_small", 6), ("zaremba_medium", 3), ("gpt2_4x256", 20)])
+def test_cases_of_text_run_and_sides_are_of_one_size(name, size, monkeypatch):
+    from benchmarks.sequences import CASES as SEQUENCES
+
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("benchmarks.peers.round", lambda value, digits=0: 1, raising=False)
+    case = dataclasses.replace(SEQUENCES[name], batch=2, size=size)
+    for work in case.works:
+        ours, theirs, *_ = measure(case, work, "fp32", torch.device("cpu"), repeats=2)["parameters"].values()
+        assert abs(ours - theirs) / theirs < 0.005  # biases that the papers don't have
+
+
+def test_decoding_is_the_same_with_and_without_the_cache():
+    from benchmarks.decoding import cached, together, uncached
+    from zoo.papers.transformer import transformer_tiny
+
+    model, source = transformer_tiny(vocab_size=40).eval(), torch.randint(3, 40, (3, 5))
+    with torch.no_grad():
+        assert cached(model, source).equal(uncached(model, source))
+        assert together(model, source).shape[0] == 3
