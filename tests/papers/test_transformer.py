@@ -63,6 +63,7 @@ def test_the_counts_above_are_those_of_every_preset():
     assert set(COUNTS) == {name for name in transformer.__all__ if name.startswith("transformer_")}
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 def test_what_biases_and_final_norms_would_add():
     """nn.Transformer has both: with an embedding of 37,000 tokens and without its final norms it has the parameters of ours with biases."""
     with torch.device("meta"):
@@ -166,6 +167,7 @@ def test_outputs_and_gradients_equal_nn_transformer(training, dtype):
     assert_same(found, expected, slack * TOLERANCE[dtype])
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 def test_nn_transformer_has_a_norm_more_after_each_stack():
     theirs, ours = nn_transformer(True, torch.double).eval(), Transformer(**TINY, bias=True).double().eval()
     embedding = torch.randn(23, 24, dtype=torch.double) * 0.2
@@ -673,4 +675,4 @@ def test_dot_products_grow_with_d_k_and_the_scale_undoes_it(claim):
     for d_k in (64, 512):
         assert figures[f"std_{d_k}"] == pytest.approx(math.sqrt(d_k), rel=0.05)
         assert figures[f"largest_weight_scaled_{d_k}"] < 0.2, figures
-    assert figures["largest_weight_unscaled_512"] > 0.9 > 0.7 > 3.5 * figures["largest_weight_scaled_64"], figures
+    assert figures["largest_weight_unscaled_64"] > 0.7 and figures["largest_weight_unscaled_512"] > 0.9, figures

@@ -141,7 +141,7 @@ def _attention(trained: Trained, source: str, target: str, folder: Path) -> list
         return []
     device = next(trained.objective.parameters()).device
     x, y = (data.encode(text).to(device) for text in (source, target))
-    tokens = [[*(text or "?" for text in data.decode(ids[:-1, None])), "<eos>"] for ids in (x, y)]
+    tokens = [[*(text or "_" for text in data.decode(ids[:-1, None])), "<eos>"] for ids in (x, y)]
     begin = torch.full_like(y[:1], BOS)
     maps = module.attention_maps(trained.objective.model, x[None], torch.cat([begin, y])[None, :-1], *tokens)
     return [pictures.save_picture(picture, folder / f"{name}.png") for name, picture in maps.items()]

@@ -25,7 +25,7 @@ def attention_maps(
         source: (1, S).
         target: (1, T), as the decoder takes it: the token that begins a sentence first.
         source_tokens: S texts, to be written at the maps.
-        target_tokens: T texts.
+        target_tokens: T texts: the tokens that the decoder has just read, or those that it says next.
 
     Returns:
         name -> (H, W, 3) uint8: `attention_encoder` (source to source), `attention_decoder` (target to target) and `attention_memory` (target
