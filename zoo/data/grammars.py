@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.data.base import Address, Batch, Data, choice, send, whole
+from zoo.data.base import Address, Batch, Data, send, whole
 from zoo.data.hashing import ORDER, uniform
 from zoo.data.synthetic import TEST, TRAIN, VALID, synthetic
+from zoo.errors import ConfigError
 
 IGNORED = -100  # what the loss leaves out
-Path = list[int]  # the nodes that a string goes through
+Path = tuple[int, ...]  # the nodes that a string goes through
 
 SYMBOLS = "BEPSTVX"
 # Reber's grammar (1997, figure 3): the edges out of each node, a symbol and the node behind it. Where there are two, each is taken half the time.
@@ -77,27 +78,31 @@ def embedded_reber(seed: int = 0, train: int = 256, test: int = 256) -> Data:
         train, test: how many strings.
     """
     learnt = list(islice(strings(seed, TRAIN), whole("data.train", train, 1)))
-    others = (path for path in strings(seed, TEST) if path not in learnt)
+    known = set(learnt)
+    others = (path for path in strings(seed, TEST) if path not in known)
     asked = list(islice(others, whole("data.test", test, 1)))
     return Data(train=Strings(learnt, seed), valid=None, test=Strings(asked, seed), facts={})
 
 
 def strings(seed: int, split: int) -> Iterator[Path]:
     """The strings number 0, 1, 2, ... of a split."""
-    for index in count():
-        path, slots = [0], 64
-        while 0 not in path[1:]:  # most end within 64 symbols
-            path = walk(0, uniform(seed, torch.tensor([split]), torch.tensor([index]), slots)[0])
-            slots *= 2
-        yield path[: path.index(0, 1) + 1]
+    for first in count(step=256):
+        index = torch.arange(first, first + 256)
+        for i, coins in zip(index, uniform(seed, torch.full_like(index, split), index, 64)):
+            path, symbols = walk(0, coins), 64
+            while 0 not in path[1:]:  # a rare string that is longer
+                symbols *= 2
+                path = walk(0, uniform(seed, torch.tensor([split]), i[None], symbols)[0])
+            yield path[: path.index(0, 1) + 1]
 
 
 def walk(node: int, coins: Tensor) -> Path:
     """The nodes that are passed, the first one included."""
     path = [node]
     for coin in (coins < 0.5).tolist():
-        path.append(NEXT[path[-1]][coin])
-    return path
+        node = NEXT[node][coin]
+        path.append(node)
+    return tuple(path)
 
 
 class Strings:
@@ -161,9 +166,10 @@ def continual_reber(
         streams: how many streams validation and test read ...
         valid, test: ... and so many symbols of each, in whole windows. The paper tests on 10 streams of 100,000.
     """
-    numbers = {"window": (window, 1), "length": (1 if length is None else length, 1), "streams": (streams, 1), "valid": (valid, 100), "test": (test, 100)}
-    for key, (value, least) in numbers.items():
-        whole(f"data.{key}", value, least)  # a hundred symbols hold strings to judge by
+    for key, value in {"window": window, "length": 1 if length is None else length, "streams": streams}.items():
+        whole(f"data.{key}", value, 1)
+    for key, value in {"valid": valid, "test": test}.items():
+        whole(f"data.{key}", value, 100)  # which hold strings to judge by
     return Data(
         train=Streams(seed, TRAIN, window, length, sys.maxsize),
         valid=Streams(0, VALID, window, valid, streams),
@@ -250,8 +256,9 @@ def temporal_order(seed: int = 0, relevant: int = 2, valid: int = 1000, test: in
         seed: of the training sequences; those of `valid` and `test`, so many items each, are always the same.
         relevant: how many X or Y, 2 or 3.
     """
-    places = PLACES[choice("data.relevant", relevant, PLACES)]
-    return synthetic(lambda *which: order(*which, places), seed, valid, test)
+    if relevant not in PLACES:
+        raise ConfigError(f"data.relevant must be 2 or 3, not {relevant!r}")
+    return synthetic(lambda *which: order(*which, PLACES[relevant]), seed, valid, test)
 
 
 def order(seed: int, split: Tensor, index: Tensor, places: tuple[int, ...]) -> Batch:

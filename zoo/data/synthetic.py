@@ -38,7 +38,7 @@ def adding(seed: int = 0, form: Literal["modern", "1997"] = "modern", length: in
 def multiplication(seed: int = 0, length: int = 100, valid: int = 1000, test: int = 2560) -> Data:
     """The multiplication problem (Hochreiter and Schmidhuber 1997, experiment 5): `adding` of form 1997 with values in [0, 1] and the product
     of the two marked values as the target. A first pair that is drawn to be marked keeps its -1 and so counts as one. Always answering the
-    mean, about 1/4, has an MSE of about 1/20.
+    mean, 0.28, has an MSE of 0.06.
 
     Batch and arguments: see `adding`.
     """
