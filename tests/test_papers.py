@@ -57,9 +57,9 @@ def test_papers_import_only_torch_and_einops(name):
 
 @pytest.mark.parametrize("key", FOLDERS)
 def test_a_folder_copied_elsewhere_imports(key, tmp_path):
-    for name in (key, *PAPERS[key].builds_on):
-        shutil.copytree(ROOT / "zoo" / "papers" / name, tmp_path / name)
-    code = f"import sys; import {key}; assert not any(m == 'zoo' or m.startswith('zoo.') for m in sys.modules)"
+    for name in (key, *PAPERS[key].builds_on):  # what builds on another paper goes with it, side by side in a package
+        shutil.copytree(ROOT / "zoo" / "papers" / name, tmp_path / "mine" / name)
+    code = f"import sys; import mine.{key}; assert not any(m == 'zoo' or m.startswith('zoo.') for m in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
