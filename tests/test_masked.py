@@ -380,7 +380,7 @@ def test_training_gives_the_same_word_pieces_each_time_and_keeps_them(tmp_path):
     assert first.rows(texts)[3].tolist() == second.rows(texts)[3].tolist()
     assert first.decode(torch.from_numpy(first.rows(["the old house sees d7"])[0])[None].long()) == ["the old house sees d7"]
     (file,) = (tmp_path / "a").iterdir()
-    assert WordPiece.from_file(file).tokens == first.tokens
+    assert first.kept_in == file and WordPiece.from_file(file).tokens == first.tokens
     file.write_text(file.read_text()[:-3])  # damaged: trained again
     assert WordPiece.trained(texts, 150, tmp_path / "a").tokens == first.tokens
     assert WordPiece.trained([*texts, "x"], 150, tmp_path / "a").size == 150 and len(list((tmp_path / "a").iterdir())) == 2

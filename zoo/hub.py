@@ -82,7 +82,7 @@ def _bert(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[nn.Mo
         raise ValueError(f"layer_norm_eps is {config['layer_norm_eps']}, but BERT's is {EPS}")
     ours = from_transformers(state)
     pooler = "pooler.weight" in ours
-    kinds = {"head.next.weight": "pretraining", "head.bias": "masked", "head.linear.weight": "classification" if pooler else "tagging"}
+    kinds = {"next.weight": "pretraining", "head.bias": "masked", "head.linear.weight": "classification" if pooler else "tagging"}
     head = next((kind for name, kind in kinds.items() if name in ours), "pooler" if pooler else None)
     head = "spans" if any("qa_outputs" in name for name in state) else head
     if head in ("masked", "spans", "tagging", None):  # such files may have a pooler that their head doesn't use

@@ -376,7 +376,7 @@ def test_the_authors_names_and_back():
     assert official["bert/encoder/layer_0/intermediate/dense/kernel"].shape == (24, 20)  # (in, out)
     assert torch.equal(official["bert/encoder/layer_0/intermediate/dense/kernel"], state["layers.0.fc1.weight"].T)
     assert torch.equal(official["bert/encoder/layer_0/attention/self/key/kernel"], state["layers.0.attention.qkv.weight"][24:48].T)
-    assert torch.equal(official["cls/seq_relationship/output_weights"], state["head.next.weight"])  # (out, in) here, as the authors have it
+    assert torch.equal(official["cls/seq_relationship/output_weights"], state["next.weight"])  # (out, in) here, as the authors have it
     assert torch.equal(official["bert/embeddings/LayerNorm/gamma"], state["embeddings.norm.weight"])
     arrays = {name: value.numpy() for name, value in official.items()}
     arrays |= {f"{name}/adam_m": value for name, value in arrays.items()} | {"global_step": torch.tensor(7).numpy()}

@@ -254,6 +254,8 @@ def masked(
     told = [f"train: {len(size.documents) - 1:,} documents, {len(size.sentences) - 1:,} sentences, {len(size.tokens):,} tokens"]
     if broken:
         told.append(f"broke {broken:,} sentences of more than {room} tokens (data.length) into several")
+    if kept := getattr(pieces, "kept_in", None):
+        told.append(f"vocabulary: {kept} (for data.vocab, where the model learns something else)")
     return Data(
         train=found["train"],
         valid=found.get("valid"),

@@ -66,6 +66,7 @@ class WordPiece(Pieces):
     """
 
     separators = 1
+    kept_in: Path | None = None  # where a trained one is found again
 
     def __init__(self, tokens: Sequence[str], lowercase: bool = True):
         from tokenizers import Tokenizer, decoders, models
@@ -113,7 +114,9 @@ class WordPiece(Pieces):
         if kept is None:
             kept = "\n".join(_train(texts, vocab_size, lowercase))
             _keep(path, kept)
-        return cls(kept.split("\n"), lowercase)
+        found = cls(kept.split("\n"), lowercase)
+        found.kept_in = path if path.is_file() else None
+        return found
 
     def decode(self, ids: Tensor) -> list[str]:
         dropped = {self.cls, self.sep, self.pad}

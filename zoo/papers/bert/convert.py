@@ -23,7 +23,7 @@ TRANSFORMERS: Rules = {  # a BertModel's names are those of a model with a head 
     r"cls\.predictions\.transform\.dense\.(\w+)": r"head.transform.\1",
     r"cls\.predictions\.transform\.LayerNorm\.(\w+)": r"head.norm.\1",
     r"cls\.predictions\.bias": "head.bias",
-    r"cls\.seq_relationship\.(\w+)": r"head.next.\1",
+    r"cls\.seq_relationship\.(\w+)": r"next.\1",
     r"(?:classifier|qa_outputs)\.(\w+)": r"head.linear.\1",
 }
 # Buffers of old files, and second names of tied tensors.
@@ -43,7 +43,7 @@ TO_TRANSFORMERS: Rules = {
     r"head\.transform\.(\w+)": r"cls.predictions.transform.dense.\1",
     r"head\.norm\.(\w+)": r"cls.predictions.transform.LayerNorm.\1",
     r"head\.bias": "cls.predictions.bias",
-    r"head\.next\.(\w+)": r"cls.seq_relationship.\1",
+    r"next\.(\w+)": r"cls.seq_relationship.\1",
     r"head\.linear\.(\w+)": r"classifier.\1",
 }
 

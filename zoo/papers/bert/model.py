@@ -109,14 +109,6 @@ class MaskedHead(nn.Module):
         return F.linear(self.norm(self.gelu(self.transform(x))), embedding, self.bias)
 
 
-class PreTrainingHead(MaskedHead):
-    """And does B follow A? C W^T + b (task 2): (B, D) -> (B, 2), next first, as in the authors' code."""
-
-    def __init__(self, vocab_size: int, d_model: int, gelu: Literal["erf", "tanh"] = "erf", eps: float = EPS):
-        super().__init__(vocab_size, d_model, gelu, eps)
-        self.next = nn.Linear(d_model, 2)
-
-
 class Output(nn.Module):
     """Dropout and one linear layer, all that fine-tuning adds (section 3.2): (..., D) -> (..., K)."""
 
@@ -136,7 +128,7 @@ class Bert(nn.Module):
     |---|---|
     | None | T_i (B, T, D), the same as `forward_features` |
     | "pooler" | tanh(W C + b) (B, D), which the next heads build on |
-    | "pretraining" | logits of the tokens (B, P, V), and of "B follows A" (B, 2) |
+    | "pretraining" | logits of the tokens (B, P, V), and of "B follows A" (B, 2), yes first, as in the authors' code |
     | "masked" | logits of the tokens (B, P, V); no pooler (table 5, No NSP) |
     | "classification" | logits (B, outputs); with one output: regression |
     | "spans" | logits (B, T, 2) of a span's first and of its last token (section 4.2); no pooler |
@@ -173,7 +165,7 @@ class Bert(nn.Module):
         sizes = {"vocab_size": vocab_size, "depth": depth, "d_model": d_model, "n_heads": n_heads, "d_ff": d_ff}
         check(sizes | {"max_length": max_length, "segments": segments, "outputs": outputs}, dropout, gelu)
         heads = {
-            "pretraining": lambda: PreTrainingHead(vocab_size, d_model, gelu),
+            "pretraining": lambda: MaskedHead(vocab_size, d_model, gelu),
             "masked": lambda: MaskedHead(vocab_size, d_model, gelu),
             "classification": lambda: Output(d_model, outputs, dropout),
             "spans": lambda: Output(d_model, 2, 0.0),
@@ -185,6 +177,7 @@ class Bert(nn.Module):
         self.embeddings = Embeddings(vocab_size, max_length, segments, d_model, dropout)
         self.layers = nn.ModuleList(Layer(d_model, n_heads, d_ff, dropout, gelu) for _ in range(depth))
         self.pooler = nn.Linear(d_model, d_model) if head in ("pooler", "pretraining", "classification") else None
+        self.next = nn.Linear(d_model, 2) if head == "pretraining" else None  # does B follow A? (task 2)
         self.head = heads[head]() if head in heads else None
         initialise(self)
 
@@ -223,7 +216,7 @@ class Bert(nn.Module):
         x = self.forward_features(tokens, segments, attend)
         if self.kind in ("pretraining", "masked"):
             logits = self.head(at(x, places), self.embeddings.word.weight)
-            return logits if self.kind == "masked" else (logits, self.head.next(self.pool(x)))
+            return logits if self.next is None else (logits, self.next(self.pool(x)))
         x = x if self.pooler is None else self.pool(x)
         return x if self.head is None else self.head(x)
 
