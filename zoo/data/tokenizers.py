@@ -113,10 +113,10 @@ class BytePairs:
         whole = text if isinstance(text, str) else "\n".join(text) + "\n(lines)"
         key = hashlib.sha256(f"{tokenizers.__version__} {vocab_size}\n{whole}".encode("utf-8", "surrogatepass")).hexdigest()
         path = folder / f"bpe-{vocab_size}-{key[:16]}.json"
-        model = _kept(path)
+        model = stored(path)
         if model is None:
             model = _train([text] if isinstance(text, str) else text, vocab_size)
-            _keep(path, model)
+            store(path, model)
         return cls(model)
 
     @classmethod
@@ -173,7 +173,7 @@ def _train(texts: list[str], vocab_size: int) -> str:
     return tokenizer.to_str()
 
 
-def _kept(path: Path) -> str | None:
+def stored(path: Path) -> str | None:
     """The content of a file whose first line is the sha256 of the rest, or None where there is no such file or it is damaged."""
     try:
         digest, _, model = path.read_text(encoding="utf-8").partition("\n")
@@ -182,7 +182,7 @@ def _kept(path: Path) -> str | None:
     return model if hashlib.sha256(model.encode()).hexdigest() == digest else None
 
 
-def _keep(path: Path, model: str) -> None:
+def store(path: Path, model: str) -> None:
     """Writes such a file, in one step; where the folder can't be written to, the next run trains again."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     with suppress(OSError):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zoo.data.base import choice, home, one_line, whole
 from zoo.data.download import Published, provide
-from zoo.data.tokenizers import BytePairs, _keep, _kept
+from zoo.data.tokenizers import BytePairs, store, stored
 from zoo.errors import ConfigError, ZooError
 
 BERT_BASE_UNCASED = Published(
@@ -88,7 +88,7 @@ class WordPiece(Pieces):
         """From a vocab.txt, a token a line, or from a file that `trained` kept."""
         path = Path(path).expanduser()
         try:
-            text = _kept(path) or path.read_text(encoding="utf-8")
+            text = stored(path) or path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ZooError(f"data.vocab: {path} cannot be read as a vocabulary in UTF-8: {one_line(error)}") from error
         try:
@@ -110,10 +110,10 @@ class WordPiece(Pieces):
         for text in texts:
             key.update(f"\n{text}".encode("utf-8", "surrogatepass"))
         path = folder / f"wordpiece-{vocab_size}-{key.hexdigest()[:16]}.txt"
-        kept = _kept(path)
+        kept = stored(path)
         if kept is None:
             kept = "\n".join(_train(texts, vocab_size, lowercase))
-            _keep(path, kept)
+            store(path, kept)
         found = cls(kept.split("\n"), lowercase)
         found.kept_in = path if path.is_file() else None
         return found
