@@ -278,7 +278,7 @@ def test_options_reach_the_sampler(classifier, data):
 
 def test_as_an_evaluation_of_a_configuration(classifier, data):
     section = {"_target_": "zoo.evaluation.fidelity.fid", "every": 100, "features": classifier, "samples": 100, "split": "test"}
-    metrics = [extra_metrics(section, Generator(generated(data)), data, 0, precision) for precision in ("fp32", "bf16")]
+    metrics = [extra_metrics(section, Generator(generated(data)), data, 0, precision)[0] for precision in ("fp32", "bf16")]
     assert metrics[0] == metrics[1]  # these samples need no network; what looks at them works in fp32
     assert set(metrics[0]) == {f"{n}_by_resnet_judge" for n in ("fid", "inception_score", "inception_score_std", "precision", "recall")}
 
