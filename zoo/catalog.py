@@ -27,6 +27,16 @@ PAPERS = {
     paper.key: paper
     for paper in [
         Paper(
+            key="adapters",
+            title="Parameter-Efficient Transfer Learning for NLP",
+            authors="Houlsby, Giurgiu, Jastrzebski, Morrone, de Laroussilhe, Gesmundo, Attariyan, Gelly",
+            year=2019,
+            source="arXiv:1902.00751",
+            area="language models",
+            summary="small bottlenecks in a frozen model learn a new task",
+            presets={},
+        ),
+        Paper(
             key="alexnet",
             title="ImageNet Classification with Deep Convolutional Neural Networks",
             authors="Krizhevsky, Sutskever, Hinton",
@@ -107,6 +117,16 @@ PAPERS = {
                 "gpt2_large": 774_030_080,
                 "gpt2_xl": 1_557_611_200,
             },
+        ),
+        Paper(
+            key="lora",
+            title="LoRA: Low-Rank Adaptation of Large Language Models",
+            authors="Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang, Chen",
+            year=2021,
+            source="arXiv:2106.09685",
+            area="language models",
+            summary="a frozen model learns a new task by thin matrices beside its own",
+            presets={},
         ),
         Paper(
             key="lstm",

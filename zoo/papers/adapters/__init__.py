@@ -1,0 +1,4 @@
+from .from_config import adapted
+from .model import Bottleneck, apply
+
+__all__ = ["Bottleneck", "adapted", "apply"]
