@@ -72,6 +72,7 @@ class Adapted(nn.Module):
         return self.adapted(x, self.lora[self.active])
 
     def adapted(self, x: Tensor, adapter: LowRank) -> Tensor:
+        """W_0 x + Delta W x."""
         return self.product(x, self.weight, self.bias) + self.change(x, adapter)
 
     def change(self, x: Tensor, adapter: LowRank) -> Tensor:
