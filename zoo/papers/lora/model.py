@@ -107,7 +107,7 @@ class LoraLinear(Adapted, nn.Linear):
     def adapted(self, x: Tensor, adapter: LowRank) -> Tensor:
         """The sum as one product that is added to the other in place, which saves a pass over h and two over its gradient."""
         h = self.product(x.reshape(-1, self.in_features), self.weight, self.bias)
-        u = self.product(adapter.dropout(x), adapter.A.to(x.dtype)).reshape(len(h), -1)
+        u = self.product(adapter.dropout(x), adapter.A.to(x.dtype)).reshape(len(h), len(adapter.A))
         h.addmm_(u, adapter.whole_B().to(h.dtype).T, alpha=adapter.scale)
         return h.view(*x.shape[:-1], self.out_features)
 
