@@ -20,7 +20,7 @@ from zoo.evaluation import pictures
 from zoo.evaluation.mistakes import classification_pictures
 from zoo.evaluation.statistics import evaluate, extra_metrics, frozen
 from zoo.evaluation.trained import Trained, load_trained, sibling
-from zoo.evaluation.translation import samples_of, translations
+from zoo.evaluation.translation import samples_of, shortened, translations
 from zoo.run_directory import read_config
 from zoo.schema import Key, unknown
 from zoo.training.checkpoint import write_atomically
@@ -140,7 +140,7 @@ def _attention(trained: Trained, source: str, target: str, folder: Path) -> list
     if not hasattr(module, "attention_maps"):
         return []
     device = next(trained.objective.parameters()).device
-    x, y = (data.encode(text).to(device) for text in (source, target))
+    x, y = (shortened(data.encode(text), data.facts["max_length"]).to(device) for text in (source, target))
     tokens = [[*(text or "_" for text in data.decode(ids[:-1, None])), "<eos>"] for ids in (x, y)]
     begin = torch.full_like(y[:1], BOS)
     maps = module.attention_maps(trained.objective.model, x[None], torch.cat([begin, y])[None, :-1], *tokens)

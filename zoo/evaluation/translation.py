@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from zoo.data.base import Data, Split
@@ -61,7 +61,7 @@ def translations(
     device, longest = next(objective.parameters()).device, data.facts.get("max_length", math.inf)
     sources = [data.encode(text) for text in texts]
     cut = sum(len(source) > longest for source in sources)
-    sources = [source if len(source) <= longest else torch.cat([source[: longest - 1], source[-1:]]) for source in sources]  # EOS stays
+    sources = [shortened(source, longest) for source in sources]
     order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: -len(sources[i]))
     found = [""] * len(texts)
     for start in range(0, len(order), batch_size):
@@ -70,6 +70,11 @@ def translations(
         for i, text in zip(part, data.decode(objective.translate(source, beam, alpha, extra))):
             found[i] = text
     return found, cut
+
+
+def shortened(ids: Tensor, longest: float) -> Tensor:
+    """At most so many tokens, EOS the last of them: (T,) -> (T',)."""
+    return ids if len(ids) <= longest else torch.cat([ids[: longest - 1], ids[-1:]])
 
 
 def pairs_of(data: Data, split: str) -> Split:

@@ -15,8 +15,8 @@ from zoo.training.distributed import World, shared_like, whole
 def kept_elsewhere(module: nn.Module) -> tuple[set[str], dict[str, str]]:
     """What a run need not store: names of tensors that a file of somebody else has, and the sha256 of each such file by sub-module.
 
-    A module whose frozen weights came from a file says so by an attribute `source_sha256`: a first stage, the base under LoRA. Its
-    parameters that require no gradient are meant, and its buffers if none of its parameters learns.
+    A module whose frozen weights came from a file says so by an attribute `source_sha256`, as a first stage does. Its parameters that require
+    no gradient are meant, and its buffers if none of its parameters learns.
     """
     names, sources = set(), {}
     for path, part in module.named_modules():
