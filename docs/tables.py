@@ -88,7 +88,7 @@ def peers_table() -> str:
 SHOWN = ("accuracy", "bits_per_char", "perplexity", "mse", "solved", "classes", "frechet", "frechet_gaussian", "nearest",
          "nearest_test", "log_likelihood", "marginal_log_likelihood", "parzen_log_likelihood", "bits_per_dim", "unexplained", "modes",
          "near", "bleu", "exact", "word_perplexity", "error_free", "symbol_accuracy", "gap_accuracy", "gap_left_accuracy",
-         "masked_accuracy", "next_accuracy", "matthews", "knn_accuracy", "linear_probe_accuracy")  # fmt: skip
+         "masked_accuracy", "next_accuracy", "f1", "matthews", "knn_accuracy", "linear_probe_accuracy")  # fmt: skip
 
 
 def _shown(metric: str) -> bool:
