@@ -28,6 +28,7 @@ class Case:
     size: int = 224
 
     works = ("step", "inference")  # training ("gradients": without the optimizer), and the other work that is measured
+    countable = True  # whether torch counts its products
 
     def images(self, device: torch.device) -> Tensor:
         return torch.randn(self.batch, 3, self.size, self.size, device=device)

@@ -64,6 +64,7 @@ class Mixing(Case):
     """
 
     works = ("gradients", "inference")
+    countable = False  # not those of `grouped_mm`
 
     def fresh(self, device: torch.device) -> Batch:
         x, target = (torch.randn(self.batch, self.size, WIDTH, device=device) for _ in range(2))

@@ -4,9 +4,12 @@ model: a batch of samples in ten steps of DDIM; of GPT-2: 64 greedy tokens), in 
 All sides in one process; each repeat gives all of them the same fresh batch, every other one in reverse order; a timing takes a second or so
 (--seconds). Ours runs as our trainer runs it (fused optimizer, channels_last where the configuration says so), peers with torch's defaults. A
 second instance of the reference is the noise floor: where its quartiles leave 0.95-1.05, the result is "not measured". "Not slower" means that
-the upper quartile of the paired ratios is 1 at most.
+the upper quartile of the paired ratios is 1 at most. A mode is a precision, and with "+compile" after it the models are compiled.
 
-python -m benchmarks peers [--cases resnet18,vit_s16] [--modes fp32,bf16] [--device cpu] [--repeats 15] [--seconds 1]
+Beside the times: the products' arithmetic as torch counts it, what that makes a second, as a share of a plain matrix product's pace in the same
+process; and the most memory that tensors take beyond what the model and its optimizer hold.
+
+python -m benchmarks peers [--cases resnet18,vit_s16] [--modes fp32,bf16,fp32+compile] [--device cpu] [--repeats 15] [--seconds 1]
                            [--record results/benchmarks/peers.json]
 """
 
@@ -15,6 +18,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks import cases, layers, sequences
 from benchmarks.cases import Batch, Case
+from benchmarks.work import flops, matmul_pace, peak_bytes
 from zoo.training.optim import build_optimizer
 from zoo.training.precision import autocast
 from zoo.training.report import environment
@@ -77,24 +82,27 @@ def fused_optimizer(name: str, parameters: list[Tensor]) -> torch.optim.Optimize
 def sides(case: Case, work: str, mode: str, device: torch.device) -> tuple[dict[str, Run], dict[str, int]]:
     """name -> what runs, and the parameter counts; `reference again` is the noise floor."""
     reference, *_ = case.peers
+    precision, compiled = mode.removesuffix("+compile"), mode.endswith("+compile")
     built = {"ours": case.ours, **case.peers, f"{reference} again": case.peers[reference]}
     runs, counts = {}, {}
     for name, build in built.items():
         model, channels_last = build().to(device), case.channels_last and name == "ours"
         if channels_last:
             model.to(memory_format=torch.channels_last)
+        if compiled:
+            model.compile()
         if work in ("step", "gradients"):
             make = fused_optimizer if name == "ours" else plain_optimizer
             optimizer = make(case.optimizer, [p for p in model.parameters() if p.requires_grad]) if work == "step" else None
-            runs[name] = training(case, model, optimizer, mode, channels_last)
+            runs[name] = training(case, model, optimizer, precision, channels_last)
         else:
-            runs[name] = inference(case, model, mode, channels_last)
+            runs[name] = inference(case, model, precision, channels_last)
         counts[name] = sum(p.numel() for p in model.parameters())
     return runs, counts
 
 
 def measure(case: Case, work: str, mode: str, device: torch.device, repeats: int, seconds: float = 1.0) -> dict:
-    """Milliseconds and paired ratios, quartiles each; a timing takes about so many seconds."""
+    """Milliseconds and paired ratios, quartiles each (a timing takes about so many seconds); operations and bytes of one run."""
     runs, counts = sides(case, work, mode, device)
     reference, *_ = case.peers
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -109,12 +117,23 @@ def measure(case: Case, work: str, mode: str, device: torch.device, repeats: int
             times = {name: [] for name in runs}
     quartiles = lambda values: [round(q, 4) for q in statistics.quantiles(values, n=4)]
     ratio = lambda name, base: quartiles([a / b for a, b in zip(times[name], times[base])])
+    del runs[f"{reference} again"]
     return {
         "parameters": counts,
         "milliseconds": {name: [round(1e3 * q, 2) for q in statistics.quantiles(values, n=4)] for name, values in times.items()},
         "ratio_to": {peer: ratio("ours", peer) for peer in case.peers},
         "noise_floor": ratio(f"{reference} again", reference),
+        **({} if mode.endswith("+compile") else counted(case, runs, device)),  # compiled kernels are no operators
     }
+
+
+def counted(case: Case, runs: dict[str, Run], device: torch.device) -> dict[str, dict[str, float]]:
+    """Memory and operations of one run of each side."""
+    works = {name: partial(run, case.fresh(device)) for name, run in runs.items()}
+    found = {"peak_mib": {name: round(peak_bytes(work, device) / 2**20, 1) for name, work in works.items()}}
+    if case.countable:
+        found["gigaflop"] = {name: round(flops(work) / 1e9, 3) for name, work in works.items()}
+    return found
 
 
 def _seconds(work: Callable[[], None], times: int, device: torch.device) -> float:
@@ -134,6 +153,15 @@ def verdict(result: dict) -> str:
     return "not slower" if worst <= 1 else f"{100 * (worst - 1):.0f} % slower at the upper quartile"
 
 
+def asked(result: dict) -> str:
+    """Ours: MiB, GFLOP/s, its share of a matrix product's pace."""
+    words = f"  {result['peak_mib']['ours']:.0f} MiB" if "peak_mib" in result else ""
+    if "gigaflop" in result:
+        pace = result["gigaflop"]["ours"] / (result["milliseconds"]["ours"][1] / 1e3)
+        words += f"  {pace:.0f} GFLOP/s ({100 * pace / result['matmul_gigaflops']:.0f} %)"
+    return words
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default=",".join(CASES))
@@ -146,15 +174,17 @@ def main() -> None:
     if unknown := [name for name in options.cases.split(",") if name not in CASES]:
         parser.error(f"no case {unknown[0]!r}: choose from {', '.join(CASES)}")
     device, results = torch.device(options.device), {}
+    pace = {mode: matmul_pace(mode.removesuffix("+compile"), device) for mode in options.modes.split(",")}
     for name in options.cases.split(","):
         for work in CASES[name].works:
             for mode in options.modes.split(","):
                 torch.manual_seed(0)
                 result = measure(CASES[name], work, mode, device, options.repeats, options.seconds)
-                results[f"{name} {work} {mode}"] = result | {"verdict": verdict(result)}
+                results[f"{name} {work} {mode}"] = result | {"matmul_gigaflops": round(pace[mode] / 1e9, 1), "verdict": verdict(result)}
                 ours, floor = result["milliseconds"]["ours"][1], "[{0:.2f}, {2:.2f}]".format(*result["noise_floor"])
                 ratios = ", ".join(f"{peer} {q[1]:.2f} [{q[0]:.2f}, {q[2]:.2f}]" for peer, q in result["ratio_to"].items())
-                print(f"{name:<17} {work:<10} {mode}  {ours:8.1f} ms  ratio to {ratios}  noise {floor}  {verdict(result)}", flush=True)
+                print(f"{name:<17} {work:<10} {mode}  {ours:8.1f} ms{asked(results[f'{name} {work} {mode}'])}  ratio to {ratios}"
+                      f"  noise {floor}  {verdict(result)}", flush=True)  # fmt: skip
                 if options.record:
                     options.record.write_text(json.dumps({"repeats": options.repeats, **environment(device), "results": results}, indent=1))
 

@@ -14,7 +14,9 @@ in turn, so that what else the machine does falls on all of them. Quartiles stan
 PEERS = """## Beside peers
 
 `python -m benchmarks peers`. A ratio below 1 is faster than the peer. Not slower: its upper quartile is 1 at most; not measured: the noise floor, a
-second instance of the peer beside the first, leaves 0.95 to 1.05. "gradients" is a step without the optimizer.
+second instance of the peer beside the first, leaves 0.95 to 1.05. "gradients" is a step without the optimizer. MiB: the most that tensors made in
+one run of ours hold at a time, and the peer's. GFLOP/s of ours: the products that torch counts; its share is of a plain product of two matrices of
+2048 in the same process, which a convolution may exceed: in fp32 it goes through another library.
 """
 TRIED = (  # idea, expected, found
     (
@@ -63,20 +65,42 @@ def peers() -> str:
         record = read(file.stem)
         for name, result in record["results"].items():
             ratios = ", ".join(f"{peer} {quartiles(q)}" for peer, q in result["ratio_to"].items())
-            rows.append((name, f"{result['milliseconds']['ours'][1]:.0f}", ratios, quartiles(result["noise_floor"]), result["verdict"], on(record)))
-    return table(["model, work, precision", "ms", "ratio to its peers", "noise floor", "verdict", "on"], rows)
+            rows.append((name, f"{result['milliseconds']['ours'][1]:.0f}", ratios, quartiles(result["noise_floor"]), result["verdict"],
+                         *asked(result), on(record)))  # fmt: skip
+    return table(["model, work, precision", "ms", "ratio to its peers", "noise floor", "verdict", "MiB", "GFLOP/s", "on"], rows)
+
+
+def asked(result: dict[str, Any]) -> tuple[str, str]:
+    """Memory, ours and the first peer's; operations a second and their share of a matrix product's."""
+    memory, pace = "", ""
+    if "peak_mib" in result:
+        memory = f"{result['peak_mib']['ours']:.0f}, {result['peak_mib'][next(iter(result['ratio_to']))]:.0f}"
+    if "gigaflop" in result:
+        done = result["gigaflop"]["ours"] / (result["milliseconds"]["ours"][1] / 1e3)
+        pace = f"{done:.0f} ({100 * done / result['matmul_gigaflops']:.0f} %)"
+    return memory, pace
 
 
 def loop() -> str:
     found = read("trainer")
     more, noise = quartiles(found["trainer_minus_bare"], ".0f"), quartiles(found["noise_floor"], ".0f")
-    return f"A step of the trainer takes {more} us more than one by hand with the same features (noise {noise}; {on(found)})."
+    words = f"A step of the trainer takes {more} us more than one by hand with the same features (noise {noise}; {on(found)})."
+    if "lightning_minus_bare" in found:
+        words += f" One of Lightning's Trainer with the same features takes {quartiles(found['lightning_minus_bare'], '.0f')} us more."
+    return words
 
 
 def images() -> str:
     found = read("data")
     ours, theirs = (quartiles(found["images_a_second"][name], ".0f") for name in ("ours", "torchvision"))
-    return f"{ours} JPEGs a second, torchvision's {theirs}: a ratio of {quartiles(found['ratio'])} ({found['workers']} workers; {on(found)})."
+    words = f"{ours} JPEGs a second, torchvision's {theirs}: a ratio of {quartiles(found['ratio'])} ({found['workers']} workers; {on(found)})."
+    if "resident_share" in found:
+        batch, step = (quartiles(found["resident_milliseconds"][name], ".1f") for name in ("batch", "step"))
+        words += (
+            f" Images that live on the device: a batch of 128 of CIFAR's size, cropped, mirrored and normalised, takes {batch} ms, ResNet-20's step "
+            f"on it {step} ms, a share of {quartiles(found['resident_share'])}."
+        )
+    return words
 
 
 def quantiser() -> str:
@@ -118,7 +142,7 @@ def growth() -> str:
 
 SECTIONS = {
     "The loop": ("trainer", loop),
-    "Images from files": ("data", images),
+    "Images": ("data", images),
     "The quantiser": ("quantizer", quantiser),
     "Decoding": ("decoding", decoding),
     "Saving": ("saving", saving),

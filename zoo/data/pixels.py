@@ -143,7 +143,7 @@ class Images:
     def _augmented(self, address: Address) -> Batch:
         """One uniform number an item each for the row and the column of the crop and for the flip, then one a channel for the noise."""
         device, channels = self.images.device, self.images.shape[1]
-        drawn = uniform(self.seed, address["epoch"], address["index"], 3 + channels)
+        drawn = uniform(self.seed, address["epoch"], address["index"], 3 + channels if self.noise else 3)
         row, column, coin = drawn[:, :3].unbind(1)
         places = 2 * self.pad + 1
         flip = (coin < 0.5) & ("flip" in self.augment)

@@ -43,15 +43,17 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor
     building = folder / f".tmp-{uuid.uuid4().hex}"
     try:
         building.mkdir(parents=True)
-        with ThreadPoolExecutor() as beside:  # digests are made while the disk writes
-            digests = {}
+        with ThreadPoolExecutor() as beside:  # the disk and the digests work while the next file is put together
+            written, digests = [], {}
             for name, state in sorted(tensors.items()):
-                content = save(state)
-                digests[f"{name}.safetensors"] = beside.submit(lambda content: hashlib.sha256(content).hexdigest(), content)
-                _write(building / f"{name}.safetensors", content)
+                file, content = building / f"{name}.safetensors", save(state)
+                written.append(beside.submit(_write, file, content))
+                digests[file.name] = beside.submit(lambda content: hashlib.sha256(content).hexdigest(), content)
             torch.save(training, building / "training.pt")
             digests["training.pt"] = beside.submit(digest, building / "training.pt")
             _sync(building / "training.pt")
+            for file in written:
+                file.result()
             files = {name: {"size": (building / name).stat().st_size, "sha256": found.result()} for name, found in sorted(digests.items())}
         manifest = {"format": FORMAT, "step": step, "torch": torch.__version__, **about, "files": files}
         _write(building / "manifest.json", json.dumps({**manifest, "sha256": _own_digest(manifest)}, indent=1).encode())
