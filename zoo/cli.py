@@ -1,4 +1,7 @@
-"""The commands: train, evaluate, sample, plan, export, convert, results, list, info. Errors are one line each; only what computes imports torch."""
+"""The commands: train, evaluate, sample, plan, export, convert, results, report, gallery, list, info.
+
+Errors are one line each; only what computes imports torch.
+"""
 
 import errno
 import os
@@ -19,6 +22,8 @@ USAGE = """usage: python -m zoo <command> [key=value ...]
   export    python -m zoo export run=runs/resnet/quick to=mine     a run's weights as a folder that others can use
   convert   python -m zoo convert resnet50.pth --to resnet50_v1_5     weights in somebody else's names into ours
   results   python -m zoo results resnet                the paper's numbers beside ours
+  report    python -m zoo report runs/a runs/b          a run's page anew, or one that compares runs
+  gallery   python -m zoo gallery                       all papers on one page
   list      python -m zoo list                          the papers and their configurations
   info      python -m zoo info resnet50                 what a paper or preset is
 """
@@ -28,7 +33,7 @@ def main(command: str, argv: list[str]) -> int:
     """Runs a command; returns its exit code: 0 done, 1 a fault while running, 2 a wrong command line, 3 no usable checkpoint,
     4 non-finite loss, 130 / 143 stopped by a signal after saving."""
     commands = {"train": train, "evaluate": evaluate, "sample": sample, "plan": plan, "results": results, "list": list_papers, "info": info,
-                "export": export, "convert": convert}  # fmt: skip
+                "export": export, "convert": convert, "report": report, "gallery": gallery}  # fmt: skip
     if command not in commands:
         print(USAGE, end="", file=sys.stdout if command in ("-h", "--help") else sys.stderr)
         return 0 if command in ("-h", "--help") else 2
@@ -145,6 +150,20 @@ def results(argv: list[str]) -> int:
     from zoo.results import results_command
 
     return results_command(argv)
+
+
+def report(argv: list[str]) -> int:
+    """<run directory> ...: the page of a run, or of several beside one another."""
+    from zoo.report.command import report_command
+
+    return report_command(argv)
+
+
+def gallery(argv: list[str]) -> int:
+    """All papers on one page, with pictures from results/."""
+    from zoo.report.command import gallery_command
+
+    return gallery_command(argv)
 
 
 def list_papers(argv: list[str]) -> int:

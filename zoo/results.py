@@ -26,9 +26,9 @@ Reads results/ of the working directory, or else beside the package: an installe
 """
 
 # What is told of runs that have no number of the paper's beside them, what says most first.
-SHOWN = ("accuracy", "bits_per_char", "perplexity", "mse", "solved", "frechet", "frechet_gaussian", "classes", "nearest",
+SHOWN = ("accuracy", "bits_per_char", "bleu", "perplexity", "mse", "solved", "frechet", "frechet_gaussian", "classes", "nearest",
          "nearest_test", "log_likelihood", "marginal_log_likelihood", "parzen_log_likelihood", "bits_per_dim", "unexplained", "modes",
-         "near", "bleu", "exact", "word_perplexity", "error_free", "symbol_accuracy", "gap_accuracy", "gap_left_accuracy",
+         "near", "exact", "word_perplexity", "error_free", "symbol_accuracy", "gap_accuracy", "gap_left_accuracy",
          "masked_accuracy", "next_accuracy", "f1", "matthews", "knn_accuracy", "linear_probe_accuracy")  # fmt: skip
 
 NOT_RUN, EARLIER = "not yet run", "recorded with an earlier configuration"

@@ -21,6 +21,7 @@ from zoo.evaluation.mistakes import classification_pictures
 from zoo.evaluation.statistics import evaluate, extra_metrics, frozen
 from zoo.evaluation.trained import Trained, load_trained, sibling
 from zoo.evaluation.translation import samples_of, shortened, translations
+from zoo.report import save_report
 from zoo.run_directory import read_config
 from zoo.schema import Key, unknown
 from zoo.training.checkpoint import write_atomically
@@ -79,6 +80,8 @@ def evaluate_command(argv: list[str]) -> int:
         _print_table(trained, metrics, texts, options["split"])
         for path in [folder / "metrics.json", *_pictures(trained, world, folder, options["split"])]:
             print(path)
+        if page := save_report(folder):
+            print(page)
     return 0
 
 
@@ -277,7 +280,7 @@ def _pictures(trained: Trained, world: World, folder: Path, split: str) -> list[
 def _of_the_paper(trained: Trained, split: str, device: torch.device) -> dict[str, torch.Tensor]:
     """What the model's own paper draws: `pictures(model, images, shown)` of the `pictures.py` beside its `model.py`."""
     module = sibling(trained.cfg, "pictures")
-    if not hasattr(module, "pictures"):
+    if not hasattr(module, "pictures") or not hasattr(getattr(trained.data, split), "normaliser"):
         return {}
     images = _first_batch(trained, split, device)["image"]
     return module.pictures(trained.objective.model, images, getattr(trained.data, split).normaliser.inverse(images.clone()))

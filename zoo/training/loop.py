@@ -14,6 +14,7 @@ from zoo.data.loader import share, stream
 from zoo.errors import ConfigError, NoCheckpointError
 from zoo.evaluation.progress import draw
 from zoo.evaluation.statistics import evaluate, extra_metrics
+from zoo.report import save_report
 from zoo.run_directory import claim
 from zoo.training import checkpoint as checkpoints
 from zoo.training import state
@@ -179,6 +180,8 @@ class Trainer:
                     self.save()
         if self.step < last:
             self.recorder.say(f"stopped after step {self.step} of {last}; the same command goes on from there")
+            if self.world.first:
+                save_report(self.folder)
             return code if code > 1 else 0  # 1 is the end of max_time
         return self.finish()
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from zoo.report import save_report
 from zoo.training.checkpoint import write_atomically
 from zoo.training.distributed import World
 from zoo.training.logging import Progress
@@ -82,15 +83,16 @@ def save_beside(folder: Path, trained: nn.Module, judged: nn.Module) -> None:
 
 
 def write_report(cfg: Mapping[str, Any], folder: Path, progress: Progress) -> None:
-    """Draws the curve; tells the paper's number and where everything is."""
+    """Draws the curve, writes report.html; tells the paper's number and where everything is."""
     from zoo.evaluation.pictures import curves
 
-    curve = curves(folder)
+    curve, page = curves(folder), save_report(folder)
     if cfg["expect"]:
         expect = cfg["expect"]
         progress.say(f"the paper: {expect['metric']} {expect['paper']:g} ({expect['source']})")
     program = "python evaluate.py" if Path("evaluate.py").is_file() else "python -m zoo evaluate"
-    progress.say(f"run directory  {folder}\ncurve          {curve}\nevaluate       {program} run={folder}")
+    where = {"run directory": folder, "curve": curve, "report": page, "evaluate": f"{program} run={folder}"}
+    progress.say("\n".join(f"{what:<15}{value}" for what, value in where.items() if value))
 
 
 def _processor() -> str:
