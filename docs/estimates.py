@@ -19,9 +19,9 @@ sys.path.insert(0, str(ROOT))
 from zoo.config import compose, paper_configs  # noqa: E402
 from zoo.papers.mixture_of_experts import MixtureOfExperts  # noqa: E402
 from zoo.training.build import build_objective  # noqa: E402
-from zoo.training.scaling import iteration_flops, with_noise  # noqa: E402
+from zoo.training.scaling import with_noise  # noqa: E402
 from zoo.training.specimen import items_of, specimen, varies  # noqa: E402
-from zoo.training.throughput import PEAK  # noqa: E402
+from zoo.training.throughput import PEAK, iteration_flops  # noqa: E402
 
 GPU, SHARE = "H100", 0.4
 ITEMS = 2  # that are counted; a step has items_of(cfg)

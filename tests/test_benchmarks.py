@@ -11,6 +11,7 @@ from torch import nn
 from benchmarks.cases import CASES, Case, Diffusing, diffusers_diffusion, our_diffusion
 from benchmarks.peers import CASES as ALL
 from benchmarks.peers import measure, verdict
+from benchmarks.work import flops, peak_bytes
 
 
 def small() -> nn.Module:
@@ -180,3 +181,24 @@ def test_growth_is_a_slope_in_logarithms():
     few, many = (cost(gpt(batch=batch, length=16, width=32), 1) for batch in (1, 2))
     assert many["flops"] == 2 * few["flops"] and many["kept"] > few["kept"]
     assert cost(experts(4), 1)["seconds"] > 0
+
+
+def test_the_products_of_a_work_are_counted_inside_an_lstm_too():
+    linear, lstm, x = nn.Linear(32, 16), nn.LSTM(16, 16, batch_first=True), torch.randn(4, 5, 32)
+    assert flops(lambda: lstm(linear(x))) == 2 * 20 * 32 * 16 + 2 * 20 * 4 * 16 * (16 + 16)
+
+
+def test_the_peak_is_what_lives_together_and_not_what_was_made():
+    size = 2**16
+
+    def work():
+        a = torch.zeros(size)
+        b = a + 1
+        del a
+        c = b.view(-1, 2).mul_(2)  # no new memory
+        return c.sum()
+
+    assert peak_bytes(work, torch.device("cpu")) == 2 * 4 * size
+    x, layer = torch.randn(size // 256, 256), nn.Linear(256, 256, bias=False)
+    graph = lambda: layer(layer(x).relu()).sum().backward()
+    assert 3 * 4 * size <= peak_bytes(graph, torch.device("cpu")) <= 7 * 4 * size

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,12 @@ from docs import tables
 from docs.estimates import fingerprint, flops_per_item
 from tests.helpers import message
 from zoo import results
+from zoo.catalog import PAPERS
 from zoo.cli import main
 from zoo.config import compose, paper_configs
 from zoo.errors import ConfigError
-from zoo.training.scaling import iteration_flops
 from zoo.training.specimen import items_of, specimen, varies
+from zoo.training.throughput import iteration_flops
 
 ROOT = Path(__file__).parent.parent
 if not (ROOT / "results").is_dir():
@@ -49,6 +51,19 @@ def test_records_are_those_of_a_row(name):
     seen = [(record["split"], record["seed"]) for record in FOUND[name]]
     assert len(set(seen)) == len(seen), "two records of a seed would count as two seeds"
     assert results.stated(name) == results.composed(name)["expect"]
+
+
+def test_every_claim_test_has_a_record_and_a_picture_that_its_card_shows():
+    """Else: ZOO_RECORD=1 pytest -m claim tests/papers/test_<paper>.py. The card's first picture leads it; others may be linked."""
+    folder = ROOT / "results" / "claims"
+    found = {file.stem: json.loads(file.read_text())["picture"] for file in folder.glob("*.json")}
+    pictures = {file.name: file.stat().st_size for file in folder.glob("*.png")}
+    assert set(pictures) == set(found.values()) and max(pictures.values()) < 60_000
+    tests = [file.read_text() for file in (ROOT / "tests" / "papers").glob("test_*.py")]
+    assert set(found) == {name for text in tests for name in re.findall(r"@pytest\.mark\.claim\ndef (\w+)", text)}
+    heads = {key: (ROOT / "zoo" / "papers" / key / "README.md").read_text().split("**Claim.**")[0] for key in PAPERS}
+    assert [key for key, head in heads.items() if not re.search(r"!\[.+\]\(\.\./\.\./\.\./results/claims/\w+\.png\)", head)] == []
+    assert sorted(name for head in heads.values() for name in re.findall(r"results/claims/(\w+\.png)\)", head)) == sorted(found.values())
 
 
 @pytest.mark.slow

@@ -1,14 +1,16 @@
 """From configuration to objects: every `_target_` is called here, after `zoo.schema` has checked its arguments."""
 
 import importlib
-from collections.abc import Mapping
+import inspect
+import re
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from zoo.errors import ConfigError
-from zoo.schema import FACTS
+from zoo.schema import DATA, FACTS
 from zoo.signature import parameters
 
 
@@ -18,16 +20,32 @@ def call(where: str, values: Mapping[str, Any], **supplied: Any) -> Any:
     Raises:
         ConfigError: where the target does not exist or refuses its arguments.
     """
-    module, _, name = values["_target_"].rpartition(".")
     arguments = {key: value for key, value in values.items() if key != "_target_"}
-    try:
-        target = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{where}._target_ {values['_target_']!r} cannot be imported: {error}") from error
+    target = _imported(where, values["_target_"])
     try:
         return target(**supplied, **arguments)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {error}") from error
+        extra = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        remedy = f"; '~{where}.{extra[1]}' leaves it out" if extra and extra[1] in arguments else ""
+        raise ConfigError(f"{where}: {error}{remedy}") from error
+
+
+def _imported(where: str, name: str) -> Callable[..., Any]:
+    """What a dotted name stands for. Of a package it must be part, not only imported there: who allows a package, allows no other."""
+    module, _, attribute = name.rpartition(".")
+    package = module.partition(".")[0]
+    try:
+        target = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == package
+        remedy = "; the folder that it lies in must be on PYTHONPATH" if absent else ""
+        raise ConfigError(f"{where}._target_ {name!r} cannot be imported: {error}{remedy}") from error
+    if not callable(target):
+        raise ConfigError(f"{where}._target_ {name!r} is a {type(target).__name__}, not a class or function")
+    home = getattr(target, "__module__", None) or package
+    if home.partition(".")[0] != package:
+        raise ConfigError(f"{where}._target_ {name!r} comes from {home}, not from {package}")
+    return target
 
 
 def build_objective(cfg: Mapping[str, Any]) -> nn.Module:
@@ -41,18 +59,29 @@ def build_objective(cfg: Mapping[str, Any]) -> nn.Module:
 
 
 def build_data(cfg: Mapping[str, Any]) -> Any:
-    """The data set; its facts must be those that the configuration states, since models are sized by them."""
-    section = cfg["data"]
-    accepted = parameters(section["_target_"]) if section["_target_"].startswith("zoo.") else section
-    keys = {key: value for key, value in section.items() if key in accepted or key == "_target_"}
-    if "root" in keys and keys["root"] is not None:
+    """The data set; its facts must be those that the configuration states, since models are sized by them.
+
+    Of the seed and what every data section may have (sizes of batches, workers, facts) a function gets what its signature names.
+    """
+    section = {**cfg["data"], "seed": cfg["seed"]}
+    named = _named(section["_target_"])
+    keys = {key: value for key, value in section.items() if key in named or key not in {"seed", *DATA, *FACTS}}
+    if keys.get("root") is not None:
         keys["root"] = str(Path(keys["root"]).expanduser())
-    data = call("data", keys, **({"seed": cfg["seed"]} if "seed" in accepted or not section["_target_"].startswith("zoo.") else {}))
+    data = call("data", keys)
     for fact in FACTS:
         stated, found = section.get(fact), data.facts.get(fact)
         if stated is not None and found is not None and stated != found:
             raise ConfigError(f"data.{fact} is {stated} in the configuration, but the data set has {found}: set data.{fact}={found}")
     return data
+
+
+def _named(target: str) -> Container[str]:
+    """The arguments of a data set's function; with **others, all that there may be."""
+    if target.startswith("zoo."):
+        return parameters(target)
+    found = inspect.signature(_imported("data", target)).parameters
+    return {*found, "seed", *DATA, *FACTS} if any(p.kind is p.VAR_KEYWORD for p in found.values()) else found
 
 
 def check_fit(objective: nn.Module, data: Any, tokens: int = 0) -> None:

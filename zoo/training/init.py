@@ -1,4 +1,4 @@
-"""Starting from weights that exist: a run, or a safetensors file."""
+"""Starting from weights that exist: a run, a safetensors file, a folder, an id on the hub; also in the names of other implementations."""
 
 import fnmatch
 import json
@@ -13,13 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError
+from zoo.hub.convert import in_our_names
+from zoo.hub.sources import fetched, may_be_id
 from zoo.run_directory import read_config
 from zoo.training.checkpoint import digest
 from zoo.training.state import FrozenSource, kept_elsewhere
 
 
 def weights_file(source: str, which: str = "auto") -> Path:
-    """The file of weights of a run directory or of another folder with a model.safetensors, or the file itself.
+    """The file of weights of a run directory or of another folder with a model.safetensors, here or on the hub, or the file itself.
 
     Args:
         which: of a run: "auto" (averaged if there are any, else raw), "ema" or "raw".
@@ -28,11 +30,15 @@ def weights_file(source: str, which: str = "auto") -> Path:
         ConfigError: if there is none.
     """
     path = Path(source).expanduser()
+    if may_be_id(source) and path.suffix not in (".safetensors", ".npz"):
+        path = fetched(source)
+    if (path / "adapter_config.json").is_file():
+        raise ConfigError(f"{source} is an adapter without its base: give the directory of its run, which names the base")
     if path.is_dir():
         names = {"auto": ("ema", "model"), "ema": ("ema",), "raw": ("model",)}[which]
         path = next((path / f"{name}.safetensors" for name in names if (path / f"{name}.safetensors").is_file()), path)
     if not path.is_file() or path.suffix not in (".safetensors", ".npz"):
-        raise ConfigError(f"{source}: no weights there; give a finished run's directory or a .safetensors file")
+        raise ConfigError(f"{source}: no weights there; give a finished run's directory or a .safetensors file (python -m zoo convert makes one)")
     return path
 
 
@@ -72,7 +78,11 @@ def named_as(objective: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor
 
 
 def adapted(objective: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the same networks in another setting, a ViT's of another resolution say, as each network's `adapt_state` changes them."""
+    """Weights of the same networks in another setting, a ViT's of another resolution say, as each network's `adapt_state` changes them; those of
+    a lone network may have the names of another implementation."""
+    networks = dict(objective.named_children())
+    if len(networks) == 1 and named_as(objective, state) is not state:
+        state = in_our_names(*networks.values(), state)
     state = named_as(objective, state)
     for name, network in objective.named_children():
         if hasattr(network, "adapt_state"):

@@ -14,7 +14,6 @@ from zoo.data.loader import share, stream
 from zoo.errors import ConfigError, NoCheckpointError
 from zoo.evaluation.progress import draw
 from zoo.evaluation.statistics import evaluate, extra_metrics
-from zoo.report import save_report
 from zoo.run_directory import claim
 from zoo.training import checkpoint as checkpoints
 from zoo.training import state
@@ -29,7 +28,7 @@ from zoo.training.recorder import Recorder, on_device
 from zoo.training.report import plan_in_words, save_beside, write_environment, write_report, write_weights
 from zoo.training.seeds import mixed
 from zoo.training.signals import Stop, stop_signals
-from zoo.training.throughput import profiler, step_flops
+from zoo.training.throughput import iteration_flops, profiler
 
 
 def run(cfg: Mapping[str, Any]) -> int:
@@ -179,9 +178,7 @@ class Trainer:
                 if ends or self._due("save_every"):
                     self.save()
         if self.step < last:
-            self.recorder.say(f"stopped after step {self.step} of {last}; the same command goes on from there")
-            if self.world.first:
-                save_report(self.folder)
+            self.recorder.stopped(self.step, last)
             return code if code > 1 else 0  # 1 is the end of max_time
         return self.finish()
 
@@ -344,8 +341,8 @@ class Trainer:
             two = self.data.train.fetch({key: value[:2] for key, value in address.items()})  # batch norm refuses one
             if "draw" in self.optional:
                 two |= self.objective.draw(2, self.generator)
-            each = [self._focus(self.players[turn]) or step_flops(self.objective, two, turn) for turn in self.turns]
-            self.recorder.flops = None if None in each else sum(each) / 2 * len(next(iter(address.values())))  # of all ranks
+            if counted := iteration_flops(self.objective, two):
+                self.recorder.flops = counted / 2 * len(next(iter(address.values())))  # of all ranks
 
 
 def _unless(skip: Tensor, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:

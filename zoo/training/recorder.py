@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import NonFiniteError
+from zoo.report import save_report
 from zoo.training.distributed import World
 from zoo.training.logging import Progress, Tracker
 from zoo.training.player import Player
@@ -27,7 +28,8 @@ class Recorder:
         self.world, self.players, self.turns = world, players, tuple(turns)
         self.items, self.nonfinite = items, cfg["trainer"]["nonfinite"]  # items of a batch; a mean where batches are of so many tokens
         self.progress = Progress(cfg["trainer"]["steps"])
-        self.tracker = Tracker(Path(cfg["run_dir"]), cfg["logger"], cfg, step) if world.first else None
+        self.folder = Path(cfg["run_dir"])
+        self.tracker = Tracker(self.folder, cfg["logger"], cfg, step) if world.first else None
         self.prefix = {name: f"{name}/" if len(players) > 1 else "" for name in players}
         self.seconds = trained  # of training, over all resumptions
         self.hopeless = dict.fromkeys(players, 0)  # updates skipped in a row, whole records only
@@ -123,6 +125,12 @@ class Recorder:
             self.tracker.write({"step": step, **{f"{split}/{key}": value for key, value in metrics.items()}})
             self.say(f"step {step}  {split}: " + "  ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
         self.since = time.perf_counter()  # evaluation doesn't count as training time
+
+    def stopped(self, step: int, last: int) -> None:
+        """Tells how to go on, and leaves a report of what there is."""
+        self.say(f"stopped after step {step} of {last}; the same command goes on from there")
+        if self.world.first:
+            save_report(self.folder)
 
     def say(self, text: str) -> None:
         if self.world.first:

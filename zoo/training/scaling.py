@@ -11,7 +11,6 @@ section 5.5), the model says 97 %; Llama 3.1 8B by FSDP from 8 to 128 H100 at 40
 and 3), the model says 100 %.
 """
 
-import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from zoo.training.build import build_data, build_objective
 from zoo.training.precision import autocast
 from zoo.training.seeds import mixed
 from zoo.training.specimen import specimen
-from zoo.training.throughput import PEAK, step_flops
+from zoo.training.throughput import PEAK, iteration_flops
 
 BUCKET = 25 * 2**20  # bytes of gradients that DDP sends together
 BACKWARD = 2 / 3  # share of the computation
@@ -177,18 +176,6 @@ def plan(cfg: Mapping[str, Any], gpus: int, gpu: str | None, share_of_peak: floa
         )
     lines.append("left out: stragglers, input, congestion, kernel launches; of published runs on 128 and 256 GPUs it says 3 and 7 % too much")
     return "\n".join(lines)
-
-
-def iteration_flops(objective: nn.Module, batch: Mapping[str, Tensor], device: str = "meta") -> int | None:
-    """FLOPs of all turns on this batch, each of which computes gradients of its own network only; None where torch cannot count them."""
-    turns, shadow = getattr(objective, "turns", ("model",)), copy.deepcopy(objective).to(device)
-    counts = []
-    for turn in turns:
-        if len(set(turns)) > 1:
-            for name, network in shadow.named_children():
-                network.requires_grad_(name == turn)
-        counts.append(step_flops(shadow, batch, turn, device))
-    return None if None in counts else sum(counts)
 
 
 def _batch(cfg: Mapping[str, Any], objective: nn.Module, items: int) -> dict[str, Tensor]:

@@ -36,6 +36,18 @@ def step_flops(objective: nn.Module, batch: Mapping[str, Tensor], turn: str, dev
         return None
 
 
+def iteration_flops(objective: nn.Module, batch: Mapping[str, Tensor], device: str = "meta") -> int | None:
+    """FLOPs of all turns on this batch, each of which computes gradients of its own network only; None where torch cannot count them."""
+    turns, shadow = getattr(objective, "turns", ("model",)), copy.deepcopy(objective).to(device)
+    counts = []
+    for turn in turns:
+        if len(set(turns)) > 1:
+            for name, network in shadow.named_children():
+                network.requires_grad_(name == turn)
+        counts.append(step_flops(shadow, batch, turn, device))
+    return None if None in counts else sum(counts)
+
+
 def memory(device: torch.device) -> float | None:
     """Peak memory of this process on its device in MiB; for the CPU, of the whole process."""
     if device.type == "cuda":
