@@ -1,6 +1,6 @@
-"""Writes the generated tables: papers and a result each in README.md, results in the cards and in docs/results.md.
+"""Writes the generated tables: papers and a result each in README.md, results and links to code in the cards, results in docs/results.md.
 
-python docs/tables.py          after the catalogue, a configuration or results/ has changed
+python docs/tables.py          after the catalogue, a configuration, results/ or a line of code that a card names has moved or changed
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from docs import performance_page  # noqa: E402
+from docs import links, performance_page  # noqa: E402
 from zoo import results  # noqa: E402
 from zoo.catalog import PAPERS  # noqa: E402
 
@@ -73,10 +73,11 @@ def whole_table(by: str) -> str:
 
 def claims_table() -> str:
     """What the claim tests measured."""
-    rows = ["| claim test | measured | hardware |", "|---|---|---|"]
+    rows = ["| | claim test | measured | hardware |", "|---|---|---|---|"]
     for file in sorted((ROOT / "results" / "claims").glob("*.json")):
         record = json.loads(file.read_text())
-        rows.append(f"| `{record['command'].split('::')[-1]}` | {figures(record['figures'])} | {record['hardware']} |")
+        picture = f'<img src="../results/claims/{record["picture"]}" width="240">'
+        rows.append(f"| {picture} | `{record['command'].split('::')[-1]}` | {figures(record['figures'])} | {record['hardware']} |")
     return "\n".join(rows)
 
 
@@ -114,7 +115,7 @@ def documents() -> dict[Path, str]:
     made = {readme: replaced(replaced(readme.read_text(), "papers", papers_table()), "results", headlines())}
     for key in PAPERS:
         card = ROOT / "zoo" / "papers" / key / "README.md"
-        made[card] = replaced(card.read_text(), "results", results_table(of_paper(key)))
+        made[card] = links.linked(replaced(card.read_text(), "results", results_table(of_paper(key))), card.parent)
     estimates = json.loads((ROOT / "results" / "estimates.json").read_text())
     heading = RESULTS.format(gpu=estimates["gpu"], share=100 * estimates["share"], peak=estimates["peak_tflops"])
     views = ["## By year", whole_table("year"), "## By area", whole_table("area")]

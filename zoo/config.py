@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from zoo import schema
 from zoo.errors import ConfigError
 
+# What Hydra 1.4 says of 1.5; 1.3 wants it as it is here.
+warnings.filterwarnings("ignore", r"The version_base parameter|register_new_resolver")
 GROUPS = ("paper", "data", "trainer", "logger")
 # What may be said to Hydra itself, as words or in a file. The rest of its section names things to be called and files to be written.
 HYDRA_WORDS = r"hydra\.(run\.dir|sweep\.(dir|subdir)|mode|verbose|(sweeper|launcher)\.(?!_)[\w.]+)|hydra/(launcher|sweeper)"
@@ -58,10 +61,11 @@ def compose(overrides: list[str]) -> dict[str, Any]:
         return resolve(hydra.compose("train", overrides=openly(overrides)), overrides)
 
 
-def run_hydra(task: Callable[[dict[str, Any]], None], argv: list[str]) -> None:
+def run_hydra(task: Callable[[dict[str, Any]], float | None], argv: list[str]) -> None:
     """Runs `task` on the checked configuration, once or, with --multirun, for each combination; Hydra's own flags work as usual.
 
-    All combinations are checked before the first one runs, unless another launcher than Hydra's basic one shares them out.
+    All combinations are checked before the first one runs, unless another launcher than Hydra's basic one shares them out, or a sweeper chooses
+    the next one by what `task` returned.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -69,7 +73,7 @@ def run_hydra(task: Callable[[dict[str, Any]], None], argv: list[str]) -> None:
     refused: list[ConfigError] = []
     waiting: list[dict[str, Any]] = []
 
-    def job(cfg: Any) -> None:
+    def job(cfg: Any) -> float | None:
         directory = HydraConfig.get().runtime.output_dir
         try:
             with one_line_errors():
@@ -81,13 +85,15 @@ def run_hydra(task: Callable[[dict[str, Any]], None], argv: list[str]) -> None:
             _remove_empty(Path.cwd() / HydraConfig.get().run.dir)  # what a name with '..' made on its way
             refused.append(error)
             raise SystemExit from None
-        if HydraConfig.get().launcher._target_.endswith("BasicLauncher"):
+        hydra_cfg = HydraConfig.get()
+        if hydra_cfg.launcher._target_.endswith("BasicLauncher") and hydra_cfg.sweeper._target_.endswith("BasicSweeper"):
             waiting.append(checked)
-        else:
-            task(checked)
+            return None
+        return task(checked)
 
     _register_resolvers(argv)
-    flags_first = sorted(openly(argv), key=lambda word: word not in ("-m", "--multirun"))  # argparse reads no words behind a flag between words
+    words = argv if {"-sc", "--shell-completion"} & set(argv) else openly(argv)  # there Hydra has words of its own: install=bash
+    flags_first = sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # argparse reads no words behind a flag between words
     _check_own_files(argv)
     typed, sys.argv = sys.argv, [sys.argv[0], *flags_first]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed
