@@ -1,6 +1,7 @@
 import json
 import os
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,21 +19,35 @@ def _reproducible():
     torch.manual_seed(0)
 
 
+class Claim:
+    """Keeps what a claim test measured in results/claims/<test>.json, and its figure beside it, where ZOO_RECORD is set."""
+
+    def __init__(self, node: pytest.Item):
+        self.node = node
+
+    def seed(self, chosen: int) -> int:
+        """`chosen`, or ZOO_SEED: thresholds are set by what other seeds give."""
+        return int(os.environ.get("ZOO_SEED", chosen))
+
+    def __call__(self, draw: Callable, **figures) -> None:
+        """draw: () -> a figure of tests/figures.py; called where it is kept only, so that no test hangs on it."""
+        print(json.dumps(figures))
+        if not os.environ.get("ZOO_RECORD"):
+            return
+        from tests.figures import save
+        from zoo.training.report import environment
+
+        name = self.node.name
+        folder = Path(__file__).parent.parent / "results" / "claims"
+        folder.mkdir(exist_ok=True)
+        save(draw(), folder / f"{name}.png")
+        found = {"claim": name, "figures": figures, "picture": f"{name}.png", "command": f"pytest -m claim {self.node.nodeid}"}
+        (folder / f"{name}.json").write_text(json.dumps(found | environment(torch.device("cpu")), indent=1) + "\n")
+
+
 @pytest.fixture
 def claim(request):
-    """Keeps the figures of a claim test in results/claims/<test>.json where ZOO_RECORD is set."""
-
-    def keep(**figures):
-        if os.environ.get("ZOO_RECORD"):
-            from zoo.training.report import environment
-
-            name = request.node.name
-            found = {"claim": name, "figures": figures, "command": f"pytest -m claim {request.node.nodeid}", **environment(torch.device("cpu"))}
-            file = Path(__file__).parent.parent / "results" / "claims" / f"{name}.json"
-            file.parent.mkdir(exist_ok=True)
-            file.write_text(json.dumps(found, indent=1) + "\n")
-
-    return keep
+    return Claim(request.node)
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus):

@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
+from tests.figures import BLUE, ORANGE, curves, level, panels
 from zoo import config
 from zoo.data.synthetic import mixture_2d
 from zoo.errors import ConfigError
@@ -610,6 +612,25 @@ class Slope(nn.Module):
         return points[:, 1]
 
 
+def judged(figure, axis, judge, title, beside):
+    """D of each point of the square from -3 to 3, in colours; their scale stands beside these axes."""
+    x = torch.linspace(-3, 3, 120)
+    with torch.no_grad():
+        values = judge(torch.stack(torch.meshgrid(x, x, indexing="xy"), -1).flatten(0, 1)).view(120, 120).numpy()
+    drawn = axis.imshow(values, origin="lower", extent=(-3, 3, -3, 3), cmap="RdBu", vmin=0, vmax=1)
+    axis.set(title=title, xticks=[], yticks=[])
+    axis.spines[:].set_visible(True)
+    if beside is not None:
+        figure.colorbar(drawn, ax=beside, shrink=0.6, ticks=[0, 0.5, 1])
+
+
+def dots(axis, points, title, colour):
+    """Points of the square from -3 to 3."""
+    axis.plot(*points.T.numpy(), ".", color=colour, markersize=3, alpha=0.4, markeredgewidth=0)
+    axis.set(title=title, xlim=(-3, 3), ylim=(-3, 3), xticks=[], yticks=[], aspect="equal")
+    axis.spines[:].set_visible(True)
+
+
 class Affine(nn.Linear):
     """G(z) = A z + b, whose samples of z ~ N(0, I) have the density N(b, A A^T)."""
 
@@ -619,7 +640,7 @@ class Affine(nn.Linear):
 @pytest.mark.claim
 def test_in_the_plane_the_discriminator_comes_to_p_over_p_plus_q(claim):
     """Proposition 1 with the discriminator of gan/mixture_2d, a fixed generator and new points in every step: p is the mixture, q a normal."""
-    seed, steps, batch, rate = 1, 800, 512, 1e-2
+    seed, steps, batch, rate = claim.seed(3), 800, 512, 1e-2
     torch.manual_seed(seed)
     generator = Affine(2, 2)
     with torch.no_grad():
@@ -635,18 +656,32 @@ def test_in_the_plane_the_discriminator_comes_to_p_over_p_plus_q(claim):
         optimizer.zero_grad()
         (sum(terms.values()) / batch).backward()
         optimizer.step()
-    with torch.no_grad():
-        held = draw(data.test.fetch({"index": torch.arange(10_000)}), 10_000)
-        x = torch.cat([held["point"], generator(held["z"])])
+
+    def optimum(x):
         angles = torch.arange(8).double() * (2 * math.pi / 8)
         squares = torch.cdist(x, 2 * torch.stack([angles.cos(), angles.sin()], 1)).square()
         log_p = torch.logsumexp(-squares / (2 * 0.5**2), 1) - math.log(8 * 2 * math.pi * 0.5**2)
         log_q = torch.distributions.MultivariateNormal(generator.bias, generator.weight @ generator.weight.T).log_prob(x)
-        best = (log_p - log_q).sigmoid()
+        return (log_p - log_q).sigmoid()
+
+    with torch.no_grad():
+        held = draw(data.test.fetch({"index": torch.arange(10_000)}), 10_000)
+        x = torch.cat([held["point"], generator(held["z"])])
+        best = optimum(x)
         error = (game.discriminator(x).sigmoid() - best).abs()
         value = game.summarise({key: value.item() for key, value in game.evaluate(held).items()})["value"]
     best_value = (best[:10_000].log() + (1 - best[10_000:]).log()).mean().item()
-    claim(seed=seed, mean_error=error.mean().item(), spread_of_the_optimum=best.std().item(), value=value, best_value=best_value)
+
+    def picture():
+        figure, axes = panels("Against a fixed generator, the discriminator comes to p / (p + q)", 3, height=2.4)
+        for drawn, colour in ((x[:10_000:5], BLUE), (x[10_000::5], ORANGE)):
+            dots(axes[0], drawn, "data (blue), samples", colour)
+        judged(figure, axes[1], lambda points: game.discriminator(points.double()).sigmoid(), "D, learnt", None)
+        judged(figure, axes[2], lambda points: optimum(points.double()), "p / (p + q)", axes)
+        return figure
+
+    claim(picture, seed=seed, mean_error=error.mean().item(), spread_of_the_optimum=best.std().item(), value=value, best_value=best_value)
+    # Thresholds by seeds 0 to 2: mean error 0.012, 0.012, 0.010; values apart by 0.001 to 0.002. It runs with seed 3, unseen.
     assert best.std() > 0.2  # there is something to learn
     assert error.mean() < 0.025 and error.quantile(0.99) < 0.15
     assert abs(value - best_value) < 0.005 and best_value > -math.log(4) + 0.2
@@ -656,15 +691,16 @@ def test_in_the_plane_the_discriminator_comes_to_p_over_p_plus_q(claim):
 def test_against_a_discriminator_ahead_of_it_only_the_other_loss_still_teaches_the_generator(claim):
     """Section 3: early in learning D rejects samples with confidence, and log(1 - D(G(z))) saturates. The gradients of both losses at the same,
     untrained generator, after D alone has had so many turns."""
-    seed, batch = 3, 256
+    seed, batch, turns = claim.seed(3), 256, (0, 10, 20, 50, 100, 200, 500, 1000)
     torch.manual_seed(seed)
     games = {name: PlaneGame(PointGenerator(), PointDiscriminator(), saturating=name == "saturating") for name in ("saturating", "other")}
     game, data, noise = games["other"], mixture_2d(seed), torch.Generator().manual_seed(seed)
+    apart = torch.Generator().manual_seed(seed + 1)
     games["saturating"].generator, games["saturating"].discriminator = game.generator, game.discriminator
     plan, optimizer, found = data.train.plan(batch), torch.optim.Adam(game.discriminator.parameters(), 1e-3), {}
     for turn in range(1001):
-        if turn in (0, 50, 200, 1000):
-            draw = game.draw(2000, noise)
+        if turn in turns:
+            draw = game.draw(2000, apart)
             for name, each in games.items():
                 loss = each(draw, "generator")[0]["loss"] / 2000
                 gradients = torch.autograd.grad(loss, list(game.generator.parameters()))
@@ -673,7 +709,17 @@ def test_against_a_discriminator_ahead_of_it_only_the_other_loss_still_teaches_t
         optimizer.zero_grad()
         (sum(terms.values()) / batch).backward()
         optimizer.step()
-    claim(seed=seed, **found)
+
+    def picture():
+        figure, axis = panels("Far behind D, only the other loss still teaches the generator")
+        of = lambda name: (turns[1:], [found[f"{name}_{turn}"] for turn in turns[1:]])
+        curves(axis, {"-log D(G(z))": of("other"), "log(1 - D(G(z)))": of("saturating")}, xscale="log", yscale="log",
+               xlabel="turns of D alone", ylabel="norm of the generator's gradient")  # fmt: skip
+        return figure
+
+    kept = ("_0", "_50", "_200", "_1000")
+    claim(picture, seed=seed, **{name: norm for name, norm in found.items() if name.endswith(kept)})
+    # Thresholds by seeds 0 to 2: saturating / other at 0 1.2, 0.75, 1.0; other / saturating at 1000 7500, 3100, 5900. It runs with seed 3, unseen.
     assert found["saturating_0"] > 0.5 * found["other_0"], found  # before D knows anything both teach alike
     assert found["other_1000"] > 100 * found["saturating_1000"] and found["other_1000"] > found["other_0"], found
 
@@ -682,8 +728,23 @@ def test_against_a_discriminator_ahead_of_it_only_the_other_loss_still_teaches_t
 def test_in_the_plane_the_game_ends_with_all_modes_near_minus_log_4(claim, tmp_path):
     from zoo.training.loop import run
 
-    assert run(config.compose(["paper=gan/mixture_2d", f"run_dir={tmp_path}", "seed=2", "trainer.device=cpu"])) == 0
+    seed = claim.seed(3)
+    assert run(config.compose(["paper=gan/mixture_2d", f"run_dir={tmp_path}", f"seed={seed}", "trainer.device=cpu", "trainer.eval_every=250"])) == 0
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     found = {name: next(record[f"test/{name}"] for record in reversed(records) if f"test/{name}" in record) for name in ("value", "modes", "near")}
-    claim(seed=2, **found)
+
+    def picture():
+        game = PlaneGame(PointGenerator(), PointDiscriminator())
+        game.load_state_dict(load_file(tmp_path / "model.safetensors"))
+        values = {record["step"]: record["valid/value"] for record in records if "valid/value" in record}
+        figure, axes = panels("The game ends with all modes and a value near -log 4", 3, width_ratios=(1.3, 1, 1))
+        curves(axes[0], {"": (list(values), list(values.values()))}, xlabel="updates", ylabel="value of the game (nats)")
+        level(axes[0], -math.log(4), "-log 4", va="top")
+        axes[0].set_ylim(bottom=-1.42)
+        dots(axes[1], game.generator(game.draw(3000, torch.Generator().manual_seed(seed))["z"]).detach(), "samples", BLUE)
+        judged(figure, axes[2], lambda points: game.discriminator(points).sigmoid(), "D(x)", axes[1:])
+        return figure
+
+    claim(picture, seed=seed, **found)
+    # Thresholds by seeds 0 to 2: modes 8; near 96.3, 95.7, 96.1; value -1.376, -1.373, -1.373. It runs with seed 3, unseen.
     assert found["modes"] == 8 and found["near"] > 85 and abs(found["value"] + math.log(4)) < 0.05

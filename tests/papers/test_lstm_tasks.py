@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.figures import bars, curves, level, mark, panels, smooth
 from tests.helpers import message
 from tests.test_resume import assert_identical, contents
 from tests.toys import without_curves
@@ -386,40 +387,64 @@ def test_perplexity_is_that_of_one_pass_over_the_whole_text():
 # ---- the claims ----
 
 
-def trained(objective: nn.Module, data: Data, batch_size: int, lr: float, updates: int) -> dict[str, float]:
-    """Metrics on the validation split after so many updates by Adam, gradients clipped at 1; and `state`, the mean |c| at the end."""
+def trained(objective: nn.Module, data: Data, batch_size: int, lr: float, updates: int, seen: list[float]) -> dict[str, float]:
+    """Metrics on the validation split after so many updates by Adam, gradients clipped at 1; and `state`, the mean |c| at the end.
+
+    Appends to `seen` after each update the mean |c|, or, without a state that goes on, the mean squared error."""
     plan, optimizer = data.train.plan(batch_size), torch.optim.Adam(objective.parameters(), lr=lr)
     carry = objective.initial_carry(batch_size) if hasattr(objective, "initial_carry") else None
     for number in range(updates):
-        terms, _, *after = objective(data.train.fetch(plan.batch(number)), "model", *([] if carry is None else [carry]))
+        terms, logs, *after = objective(data.train.fetch(plan.batch(number)), "model", *([] if carry is None else [carry]))
         carry = after[0] if after else None
+        seen.append(float(carry["c"].abs().mean() if carry else logs["mse"] / batch_size))
         optimizer.zero_grad()
         (terms["loss"] / batch_size).backward()
         nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
         optimizer.step()
-    return {**metrics(objective, data.valid), **({} if carry is None else {"state": float(carry["c"].abs().mean())})}
+    return {**metrics(objective, data.valid), **({} if carry is None else {"state": seen[-1]})}
 
 
 @pytest.mark.claim
 def test_an_lstm_bridges_fifty_steps_and_a_plain_network_does_not(claim):
     """Always answering 1 has an MSE of 1/6."""
-    seed, mse = 7, {}
+    seed, mse, seen = claim.seed(7), {}, defaultdict(list)
     for preset, lr in (("adding_lstm", 2e-3), ("adding_rnn", 1e-3)):
         torch.manual_seed(seed)
-        mse[preset] = trained(AnswerAtEnd(getattr(lstm, preset)()), adding(seed=seed, length=50), 64, lr, 2500)["mse"]
-    claim(seed=seed, **{f"mse_{name}": value for name, value in mse.items()})
+        mse[preset] = trained(AnswerAtEnd(getattr(lstm, preset)()), adding(seed=seed, length=50), 64, lr, 2500, seen[preset])["mse"]
+
+    def draw():
+        figure, axis = panels("Only the LSTM learns to add two numbers out of 50")
+        lines = {name: smooth(seen[preset], 50) for name, preset in (("LSTM", "adding_lstm"), ("tanh RNN", "adding_rnn"))}
+        curves(axis, {name: (range(50, 2501), values) for name, values in lines.items()},
+               xlabel="updates", ylabel="mean squared error", yscale="log")  # fmt: skip
+        level(axis, 1 / 6, "always answering 1", va="top")
+        return figure
+
+    claim(draw, seed=seed, **{f"mse_{name}": value for name, value in mse.items()})
+    # Thresholds by seeds 0 to 2: LSTM 0.0006, 0.0008, 0.0003; RNN 0.158, 0.157, 0.158. Seed 3, unseen: 0.0005, 0.157.
     assert mse["adding_lstm"] < 0.01 and mse["adding_rnn"] > 0.14, mse
 
 
 @pytest.mark.claim
 def test_without_a_forget_gate_a_continual_stream_is_not_learnt(claim):
     """lstm/continual_reber_batch and lstm/continual_reber_batch_no_forget; a guess has a far accuracy of 50 %. Table 2 of 2000: 37 symbols."""
-    seed, found = 7, {}
+    seed, found, seen = claim.seed(7), {}, defaultdict(list)
     for name, forget_bias in (("with", 1.0), ("without", 1000.0)):
         torch.manual_seed(seed)
         objective = ContinualNextSymbol(lstm.reber_lstm(forget_bias=forget_bias))
-        found[name] = trained(objective, continual_reber(seed=seed, valid=1000), 32, 1e-2, 1000)
-    claim(seed=seed, **{f"{key}_{name}": value for name, values in found.items() for key, value in values.items()})
+        found[name] = trained(objective, continual_reber(seed=seed, valid=1000), 32, 1e-2, 1000, seen[name])
+
+    def draw():
+        figure, (left, right) = panels("Without a forget gate the state grows, and nothing is kept for long", 2)
+        lines = {f"{name}\nforget gate": (range(1, 1001), seen[name]) for name in ("with", "without")}
+        curves(left, lines, xlabel="updates", ylabel="mean size of the cells' state", yscale="log")
+        bars(right, {"with\nforget gate": found["with"]["far_accuracy"], "without": found["without"]["far_accuracy"]},
+             xlabel="predictions right at long lags (%)", xlim=(0, 115))  # fmt: skip
+        mark(right, 50, "guessing")
+        return figure
+
+    claim(draw, seed=seed, **{f"{key}_{name}": value for name, values in found.items() for key, value in values.items()})
+    # Thresholds by seeds 0 to 2: far accuracy 100, without 48.7, 49.1, 51.4; error_free 1000, without 20, 21, 15. Seed 3, unseen: 50.9, 34.
     assert found["with"]["far_accuracy"] > 98 and found["with"]["error_free"] > 500, found
     assert found["without"]["far_accuracy"] < 65 and found["without"]["error_free"] < 100, found
     assert found["without"]["state"] > 100 * found["with"]["state"], found
@@ -428,10 +453,11 @@ def test_without_a_forget_gate_a_continual_stream_is_not_learnt(claim):
 @pytest.mark.claim
 def test_the_gradient_survives_a_thousand_steps_only_in_the_carousel(claim):
     """Norm of d state(T) / d state(0), of 1997's cells and of a tanh network, both as they are at the start of training."""
-    torch.manual_seed(7)
+    seed = claim.seed(7)
+    torch.manual_seed(seed)
     block, plain = lstm.Cell1997(2, blocks=2, block_size=2).double(), nn.RNN(2, 4, batch_first=True).double()
-    norms = {}
-    for length in (10, 100, 1000):
+    norms, lengths = {}, (10, 20, 50, 100, 200, 500, 1000)
+    for length in lengths:
         x = torch.randn(1, length, 2).double()
 
         def carousel(s, x=x):
@@ -442,6 +468,15 @@ def test_the_gradient_survives_a_thousand_steps_only_in_the_carousel(claim):
 
         norms[f"carousel_{length}"] = torch.autograd.functional.jacobian(carousel, torch.zeros(1, 4).double()).norm().item()
         norms[f"plain_{length}"] = torch.autograd.functional.jacobian(lambda h, x=x: plain(x, h)[1], torch.zeros(1, 1, 4).double()).norm().item()
-    claim(seed=7, **norms)
+
+    def draw():
+        figure, axis = panels("The error flows back a thousand steps through the carousel")
+        of = lambda name: zip(*((length, norms[f"{name}_{length}"]) for length in lengths if norms[f"{name}_{length}"] > 1e-60))
+        curves(axis, {"1997's cells": of("carousel"), "tanh RNN": of("plain")}, xscale="log", yscale="log",
+               xlabel="lag (steps)", ylabel="norm of d state(T) / d state(0)")  # fmt: skip
+        return figure
+
+    claim(draw, seed=seed, **{name: norm for name, norm in norms.items() if int(name.split("_")[1]) in (10, 100, 1000)})
     assert all(norms[f"carousel_{length}"] == 2 for length in (10, 100, 1000))  # the norm of a unit matrix of four rows
+    # Thresholds by seeds 0 to 2: plain_100 1e-35, 3e-59, 8e-31. Seed 3, unseen: 3e-40.
     assert norms["plain_1000"] < 1e-12 * norms["plain_10"] and norms["plain_100"] < 1e-6, norms

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.experts_worker import build, noise_of
+from tests.figures import BLUE, ORANGE, curves, level, panels
 from tests.helpers import message
 from zoo.papers import mixture_of_experts as moe
 from zoo.papers.mixture_of_experts import BalancedLanguageModel, HierarchicalGate, MixtureOfExperts, NoisyTopKGate, dispatch, experts
@@ -503,8 +504,8 @@ def clusters(generator: torch.Generator, experts: int = 8, d: int = 16):
     return draw
 
 
-def trained(network: nn.Module, w_importance: float, w_load: float, seed: int) -> tuple[float, dict[str, float]]:
-    """Mean squared error on new points, and how their experts are used, after 1,500 steps of Adam."""
+def trained(network: nn.Module, w_importance: float, w_load: float, seed: int) -> tuple[float, dict[str, float], list[float]]:
+    """Mean squared error on new points, how their experts are used, and the load of each, after 1,500 steps of Adam."""
     draw = clusters(torch.Generator().manual_seed(seed))
     optimizer = torch.optim.Adam(network.parameters(), 3e-3, fused=True)
     for _ in range(1500):
@@ -522,34 +523,57 @@ def trained(network: nn.Module, w_importance: float, w_load: float, seed: int) -
     with torch.no_grad():
         y = network.eval()(x, uses) if isinstance(network, MixtureOfExperts) else network(x)
     used = {name: value.item() for use in uses for name, value in use.statistics().items()}
-    return F.mse_loss(y, target).item(), used
+    return F.mse_loss(y, target).item(), used, [load for use in uses for load in use.load.tolist()]
 
 
-SEED = 7
-
-
-def mixture() -> MixtureOfExperts:
-    torch.manual_seed(SEED)
-    return MixtureOfExperts(NoisyTopKGate(16, 16, 2), 16, 32)
+def mixture(seed: int, experts: int = 16) -> MixtureOfExperts:
+    torch.manual_seed(seed)
+    return MixtureOfExperts(NoisyTopKGate(16, experts, 2), 16, 32)
 
 
 @pytest.mark.claim
 def test_the_losses_keep_all_experts_in_use(claim):
     """Table 6 in small: both losses, or either, against none."""
-    found = {weights: trained(mixture(), *weights, SEED) for weights in ((0.0, 0.0), (0.2, 0.0), (0.0, 0.2), (0.1, 0.1))}
-    claim(seed=SEED, **{f"w_{a}_{b}": {"mse": mse, **used} for (a, b), (mse, used) in found.items()})
-    mse, used = found[0.1, 0.1]
+    seed = claim.seed(7)
+    found = {weights: trained(mixture(seed), *weights, seed) for weights in ((0.0, 0.0), (0.2, 0.0), (0.0, 0.2), (0.1, 0.1))}
+
+    def draw():
+        figure, axes = panels("Two losses keep all experts in use", 4, sharey=True)
+        titles = ("no loss", "w_importance 0.2", "w_load 0.2", "0.1 each")
+        for axis, title, (_, _, load) in zip(axes, titles, found.values()):
+            axis.bar(range(1, 17), [100 * each / sum(load) for each in sorted(load, reverse=True)], 0.9, color=ORANGE if title == "no loss" else BLUE)
+            axis.set(title=title, xlabel="expert", xticks=[1, 16])
+            level(axis, 100 / 16, "even" if axis is axes[0] else "")
+        axes[0].set_ylabel("share of the points (%)")
+        return figure
+
+    claim(draw, seed=seed, **{f"w_{a}_{b}": {"mse": mse, **used} for (a, b), (mse, used, _) in found.items()})
+    mse, used, _ = found[0.1, 0.1]
+    # Thresholds by seeds 0 to 2: max_load 1.04, 1.08, 1.05, without losses 2.4, 2.2, 3.1; cv_load 0.02 to 0.04, without 0.79, 0.76, 0.83;
+    # mse 0.0002, 0.0002, 0.0020, where a dense network has 0.2. Seed 3, unseen: 1.24, 2.3, 0.16, 0.89, 0.008.
     assert used["max_load"] < 1.3 < 1.8 < found[0.0, 0.0][1]["max_load"], found
-    assert used["cv_load"] < 0.2 < found[0.0, 0.0][1]["cv_load"], found
-    assert mse < 1.1 * found[0.0, 0.0][0], found
+    assert used["cv_load"] < 0.2 < 0.5 < found[0.0, 0.0][1]["cv_load"], found
+    assert mse < 0.02, found
 
 
 @pytest.mark.claim
 def test_experts_add_capacity_at_equal_computation(claim):
     """Two of 16 experts of 32 hidden units work for a point; so do the 64 of the dense network."""
-    torch.manual_seed(SEED)
+    seed = claim.seed(7)
+    torch.manual_seed(seed)
     dense = nn.Sequential(nn.Linear(16, 64, bias=False), nn.ReLU(), nn.Linear(64, 16, bias=False))
-    dense_mse, _ = trained(dense, 0.0, 0.0, SEED)
-    mse, _ = trained(mixture(), 0.1, 0.1, SEED)
-    claim(seed=SEED, mse_dense=dense_mse, mse_mixture=mse)
+    dense_mse, _, _ = trained(dense, 0.0, 0.0, seed)
+    errors = {experts: trained(mixture(seed, experts), 0.1, 0.1, seed)[0] for experts in (2, 4, 8, 16, 32)}
+    mse = errors[16]
+
+    def draw():
+        figure, axis = panels("More experts, the same computation, less error")
+        curves(axis, {"": (list(errors), list(errors.values()))}, xlabel="experts, of which two work for a point", ylabel="mean squared error",
+               xscale="log", yscale="log")  # fmt: skip
+        axis.set_xticks(list(errors))
+        level(axis, dense_mse, "dense network")
+        return figure
+
+    claim(draw, seed=seed, mse_dense=dense_mse, mse_mixture=mse)
+    # Thresholds by seeds 0 to 2: mixture 0.0002, 0.0002, 0.0020, dense 0.198, 0.213, 0.203. Seed 3, unseen: 0.008, 0.306.
     assert mse < dense_mse / 5, (mse, dense_mse)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.figures import curves, panels
 from zoo.data.masked import Hiding
 from zoo.data.wordpiece import ByteLevel
 from zoo.hub import from_pretrained
@@ -211,17 +212,18 @@ def sentences(count: int, generator: torch.Generator) -> torch.Tensor:
 @pytest.mark.claim
 def test_masks_that_are_drawn_anew_serve_better_than_the_same_ones(claim):
     """Section 4.1, in small: where the same examples come round many times, other hidden tokens each time keep them from being learnt by heart."""
-    generator, pieces = torch.Generator().manual_seed(5), Letters()
+    seed, found = claim.seed(5), {}
+    generator, pieces = torch.Generator().manual_seed(seed), Letters()
     train, valid = sentences(96, generator), sentences(400, generator)
     everywhere = torch.ones_like(train, dtype=torch.bool)
-    hide, losses = Hiding(0.15, 2, (0.8, 0.1, 0.1), None), {}
+    hide = Hiding(0.15, 2, (0.8, 0.1, 0.1), None)
     shown, targets = hide(valid, torch.ones_like(valid, dtype=torch.bool), pieces, torch.rand(400, 36, generator=generator, dtype=torch.double))
     held_out = {"tokens": shown, "targets": targets, "attend": torch.ones_like(valid, dtype=torch.bool)}
     masks = torch.rand(100, 96, 36, generator=generator, dtype=torch.double)
     for name in ("static", "dynamic"):
-        torch.manual_seed(5)
+        torch.manual_seed(seed)
         model = Roberta(vocab_size=17, depth=2, d_model=64, n_heads=4, d_ff=128, max_length=12, dropout=0.0)
-        objective = MaskedLanguageModel(model, predictions=2)
+        objective, found[name] = MaskedLanguageModel(model, predictions=2), {}
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), fused=True)
         for epoch in range(100):
             shown, targets = hide(train, everywhere, pieces, masks[epoch if name == "dynamic" else 0])
@@ -230,7 +232,19 @@ def test_masks_that_are_drawn_anew_serve_better_than_the_same_ones(claim):
                 (objective(batch, "model")[0]["masked"] / objective.count(batch, "model")["masked"]).backward()
                 optimizer.step()
                 optimizer.zero_grad()
-        with torch.no_grad():
-            losses[name] = objective.summarise({k: v.item() for k, v in objective.evaluate(held_out).items()})["masked_loss"]
-    claim(seed=5, **{f"validation_nats_{name}": loss for name, loss in losses.items()})
-    assert losses["dynamic"] < losses["static"] - 0.1, losses
+            if epoch % 5 == 4:
+                with torch.no_grad():
+                    statistics = objective.evaluate(held_out)
+                found[name][epoch + 1] = objective.summarise({k: v.item() for k, v in statistics.items()})["masked_loss"]
+    losses = {name: each[100] for name, each in found.items()}
+
+    def draw():
+        figure, axis = panels("Masks that stay the same are learnt by heart")
+        lines = {"new masks\neach epoch": found["dynamic"], "the same\nmasks": found["static"]}
+        curves(axis, {name: (list(each), list(each.values())) for name, each in lines.items()},
+               xlabel="epochs over 96 sentences", ylabel="loss on other sentences (nats a gap)", ylim=(0, None))  # fmt: skip
+        return figure
+
+    claim(draw, seed=seed, **{f"validation_nats_{name}": loss for name, loss in losses.items()})
+    # Thresholds by seeds 0 to 2: static 4.7, 5.3, 5.1; dynamic 1.16, 1.14, 0.94. Seed 3, unseen: 5.5, 0.75.
+    assert losses["dynamic"] < losses["static"] - 1, losses

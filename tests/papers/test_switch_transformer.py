@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.figures import BLUE, ORANGE, curves, level, panels, smooth
 from tests.helpers import message
 from zoo.papers import switch_transformer as switch
 from zoo.papers.mixture_of_experts import HierarchicalGate, MixtureOfExperts
@@ -314,13 +315,14 @@ def sources(generator: torch.Generator, count: int = 8, symbols: int = 16):
     return draw
 
 
-def trained(seed: int, alpha: float, **options) -> dict[str, float]:
-    """Metrics on new texts after 500 steps of Adam, and the percentage of tokens dropped in the last 100."""
+def trained(seed: int, alpha: float, **options) -> tuple[dict[str, float], list[float], list[float]]:
+    """Metrics on new texts after 500 steps of Adam, and the percentage of tokens dropped in the last 100; the loss of each step; the load of each
+    expert of the last layer."""
     draw = sources(torch.Generator().manual_seed(seed))
     torch.manual_seed(seed)
     model = SwitchLanguageModel(16, depth=2, d_model=32, d_ff=32, n_heads=2, every=1, **options)
     objective = RoutedLanguageModel(model, alpha=alpha)
-    optimizer, dropped = torch.optim.Adam(model.parameters(), 5e-3, fused=True), []
+    optimizer, dropped, losses, uses = torch.optim.Adam(model.parameters(), 5e-3, fused=True), [], [], []
     for step in range(500):
         tokens = draw(64, 25)
         batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
@@ -329,24 +331,40 @@ def trained(seed: int, alpha: float, **options) -> dict[str, float]:
         optimizer.zero_grad()
         sum(value * objective.weights.get(name, 1.0) / counts[name] for name, value in terms.items()).backward()
         optimizer.step()
+        losses.append(terms["loss"].item() / counts["loss"])
         if step >= 400 and "dropped" in logs:
             dropped.append(logs["dropped"].item())
     tokens = draw(512, 25)
     with torch.no_grad():
         statistics = objective.eval().evaluate({"tokens": tokens[:, :-1], "targets": tokens[:, 1:]})
-    return objective.summarise({name: value.item() for name, value in statistics.items()}) | {"dropped": sum(dropped) / max(len(dropped), 1)}
-
-
-SEED = 7
+        model(tokens[:, :-1], uses)
+    metrics = objective.summarise({name: value.item() for name, value in statistics.items()}) | {"dropped": sum(dropped) / max(len(dropped), 1)}
+    return metrics, losses, uses[-1].load.tolist() if uses else []
 
 
 @pytest.mark.claim
 def test_experts_help_at_equal_computation_and_the_loss_keeps_them_in_use(claim):
     """8 experts against none, as many steps and multiplications; with the balancing loss and without."""
-    dense = trained(SEED, alpha=0.0, experts=1)
-    sparse = trained(SEED, alpha=0.01, experts=8, capacity_factor=1.25)
-    unbalanced = trained(SEED, alpha=0.0, experts=8, capacity_factor=None)
-    claim(seed=SEED, dense=dense, sparse=sparse, unbalanced=unbalanced)
+    seed = claim.seed(7)
+    dense, dense_losses, _ = trained(seed, alpha=0.0, experts=1)
+    sparse, losses, load = trained(seed, alpha=0.01, experts=8, capacity_factor=1.25)
+    unbalanced, _, uneven = trained(seed, alpha=0.0, experts=8, capacity_factor=None)
+
+    def draw():
+        figure, (left, right) = panels("Eight experts learn faster than none, at equal computation", 2)
+        lines = {"8 experts": losses, "dense": dense_losses}
+        curves(left, {name: (range(10, 501), smooth(each, 10)) for name, each in lines.items()}, xlabel="updates", ylabel="loss (nats a token)")
+        for shift, loads, colour, label in ((-0.2, load, BLUE, "with the loss"), (0.2, uneven, ORANGE, "without")):
+            shares = torch.tensor(loads).sort(descending=True).values / sum(loads)
+            right.bar(torch.arange(1, 9).numpy() + shift, 100 * shares.numpy(), 0.4, color=colour, label=label)
+        right.set(xlabel="expert, by load", ylabel="share of the tokens (%)", xticks=range(1, 9))
+        right.legend(fontsize=8)
+        level(right, 12.5, "")
+        return figure
+
+    claim(draw, seed=seed, dense=dense, sparse=sparse, unbalanced=unbalanced)
+    # Thresholds by seeds 0 to 2: gain 0.126, 0.099, 0.113; dropped 1.2, 1.0, 2.5; max_load 1.28, 1.25, 1.33; ratio of cv_load 2.6, 3.4, 1.7.
+    # Seed 3, unseen: 0.104, 2.6, 1.33, 2.6.
     assert sparse["loss"] < dense["loss"] - 0.05, (sparse, dense)
     assert sparse["dropped"] < 5 and sparse["max_load"] < 1.5, sparse
-    assert unbalanced["cv_load"] > 1.5 * sparse["cv_load"], (unbalanced, sparse)
+    assert unbalanced["cv_load"] > 1.3 * sparse["cv_load"], (unbalanced, sparse)

@@ -5,12 +5,15 @@ errors; and two of the paper's claims in small.
 import json
 import math
 from functools import cache, partial
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
+from tests.figures import bare, bars, curves, panels
 from zoo.config import compose
 from zoo.papers import vit
 from zoo.papers.vit import ViT, interpolate_positions
@@ -593,14 +596,15 @@ def test_a_table_that_is_not_square_is_refused(rows):
 
 
 @pytest.fixture(scope="module")
-def accuracy_of(tmp_path_factory):
-    """Runs a configuration of the paper as it is shipped, once, and returns its accuracy on the test digits in percent."""
+def trained(tmp_path_factory):
+    """Runs a configuration of the paper as it is shipped, but for the seed and the words, once; its accuracy on the test digits in percent and its
+    folder."""
 
     @cache
-    def run_once(row: str) -> float:
+    def run_once(row: str, seed: int, *words: str) -> tuple[float, Path]:
         folder = tmp_path_factory.mktemp(row)
-        assert run(compose([f"paper=vit/{row}", f"run_dir={folder}", "seed=7", "trainer.device=cpu"])) == 0
-        return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["test/accuracy"]
+        assert run(compose([f"paper=vit/{row}", f"run_dir={folder}", f"seed={seed}", "trainer.device=cpu", *words])) == 0
+        return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["test/accuracy"], folder
 
     return run_once
 
@@ -609,14 +613,41 @@ def accuracy_of(tmp_path_factory):
 #   100 digits: ViT 54.7, 53.6, 51.7; ResNet-14 85.6, 79.4, 84.2.    1,297 digits: ViT 96.4, 90.8, 92.8; ResNet-14 96.4, 96.4, 96.9.
 #   1,297 digits without positions: 75.0, 74.4, 73.1.
 @pytest.mark.claim
-def test_a_vit_needs_more_data_than_a_convolutional_net(accuracy_of, claim):
-    gaps = {n: accuracy_of(f"digits_{n}_resnet14") - accuracy_of(f"digits_{n}") for n in (100, 1297)}
-    claim(seed=7, gap_at_100=gaps[100], gap_at_1297=gaps[1297])
+def test_a_vit_needs_more_data_than_a_convolutional_net(trained, claim):
+    seed, of_vit, of_resnet = claim.seed(7), {}, {}
+    for n in (100, 300, 1297):
+        row, words = ("digits_100", [f"data.valid={1437 - n}"]) if n == 300 else (f"digits_{n}", [])
+        of_vit[n], of_resnet[n] = trained(row, seed, *words)[0], trained(f"{row}_resnet14", seed, *words)[0]
+    gaps = {n: of_resnet[n] - of_vit[n] for n in of_vit}
+
+    def draw():
+        figure, axis = panels("A ViT needs more data than a convolutional net")
+        curves(axis, {"ViT": (list(of_vit), list(of_vit.values())), "ResNet-14": (list(of_resnet), list(of_resnet.values()))}, ylim=(40, 100),
+               xlabel="training images", ylabel="accuracy on test digits (%)", xscale="log")  # fmt: skip
+        axis.set_xticks(list(of_vit))
+        return figure
+
+    claim(draw, seed=seed, gap_at_100=gaps[100], gap_at_1297=gaps[1297])
     assert gaps[100] > 15 and gaps[100] > gaps[1297] + 10, gaps
 
 
 @pytest.mark.claim
-def test_a_vit_needs_position_embeddings(accuracy_of, claim):
-    with_positions, without = accuracy_of("digits_1297"), accuracy_of("digits_no_position")
-    claim(seed=7, with_positions=with_positions, without=without)
+def test_a_vit_needs_position_embeddings(trained, claim):
+    seed = claim.seed(7)
+    (with_positions, folder), (without, _) = (trained(row, seed) for row in ("digits_1297", "digits_no_position"))
+
+    def draw():
+        model = ViT(image_size=8, in_channels=1, num_classes=10, patch_size=2, depth=4, d_model=64, n_heads=4)
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        similarity = position_similarity(model).detach()  # (h, w, h, w)
+        maps = F.pad(similarity, (0, 1, 0, 1), value=math.nan).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)[:-1, :-1].numpy()
+        figure, (left, right) = panels("Without position embeddings a ViT loses a fifth of the digits", 2)
+        bars(left, {"learnt\npositions": with_positions, "none": without}, xlabel="accuracy on test digits (%)", xlim=(0, 118))
+        drawn = right.imshow(maps, vmin=-1, vmax=1, cmap="RdBu_r")
+        right.set_title("similarity of each patch's position\nwith those of all patches")
+        bare(right)
+        figure.colorbar(drawn, ax=right, shrink=0.7, label="cosine")
+        return figure
+
+    claim(draw, seed=seed, with_positions=with_positions, without=without)
     assert with_positions > without + 8, (with_positions, without)

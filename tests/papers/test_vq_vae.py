@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.figures import BLUE, images, level, panels
 from tests.helpers import double, generator  # noqa: F401
 from tests.toys import without_curves
 from zoo.config import compose
@@ -637,9 +638,11 @@ def test_four_codes_say_more_than_the_nearest_of_256_images_and_most_of_them_are
     from sklearn.cluster import KMeans
 
     torch.set_default_dtype(torch.float)
+    seed = claim.seed(3)
+    torch.manual_seed(seed)
     train, test = digits()
     model = VQVAE(8, 1, codes=64, code_width=8, hidden=64, residual_hidden=32, scales=False, revive=0.5)
-    objective, noise = VectorQuantization(model, variance=train.var().item()).train(), generator()
+    objective, noise = VectorQuantization(model, variance=train.var().item()).train(), generator(seed)
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     for step in itertools.count():
         if step == 2500:
@@ -653,7 +656,23 @@ def test_four_codes_say_more_than_the_nearest_of_256_images_and_most_of_them_are
     objective.eval()
     with torch.no_grad():
         metrics = objective.summarise({key: value.item() for key, value in objective.evaluate({"image": test}).items()})
-    means = torch.tensor(KMeans(256, n_init=1, random_state=0).fit(train.flatten(1).numpy()).cluster_centers_)
-    error = torch.cdist(test.flatten(1), means).amin(1).square().mean() / 64 / test.var()
-    claim(unexplained=metrics["unexplained"], unexplained_by_256_means=error.item(), perplexity=metrics["perplexity"])
+        codes = model.encode(test)
+        decoded = model.decode(codes)
+    means = torch.tensor(KMeans(256, n_init=1, random_state=seed).fit(train.flatten(1).numpy()).cluster_centers_)
+    distances = torch.cdist(test.flatten(1), means)
+    error = distances.amin(1).square().mean() / 64 / test.var()
+
+    def draw():
+        figure, (left, right) = panels("Four codes of 64 say more than the nearest of 256 images", 2, width_ratios=(3, 2))
+        nearest = means[distances.argmin(1)].view_as(test)
+        shown = [(values[:5, 0] + 1) / 2 for values in (test, decoded, nearest)]
+        images(left, shown, ["test digits", "from\nfour codes", "nearest\nof 256"])
+        shares = 100 * codes.flatten().bincount(minlength=64).sort(descending=True).values / codes.numel()
+        right.bar(range(1, 65), shares.numpy(), 1.0, color=BLUE)
+        right.set(xlabel="code, by how often it is used", ylabel="share of all codes (%)")
+        level(right, 100 / 64, "if all were equal")
+        return figure
+
+    claim(draw, seed=seed, unexplained=metrics["unexplained"], unexplained_by_256_means=error.item(), perplexity=metrics["perplexity"])
+    # Thresholds by seeds 0 to 2: unexplained 0.097, 0.101, 0.099, by means 0.150 to 0.152; perplexity 60 to 61. It runs with seed 3, unseen.
     assert metrics["unexplained"] < error and metrics["perplexity"] > 32, (metrics, error)
