@@ -3,15 +3,19 @@ tested with their papers."""
 
 import re
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import zoo
+from tests.helpers import message
 from tests.tiny import BERT
 from zoo.cli import main
 from zoo.hub import from_pretrained
+from zoo.objectives import Classification
+from zoo.training.init import start_from, weights_file
 
 
 def told(capsys, *words: str, code: int = 1) -> str:
@@ -163,3 +167,44 @@ def test_arrays_of_the_authors_of_vit(tmp_path, capsys):
 
     np.savez(tmp_path / "theirs.npz", a=np.ones(1))
     assert "names such as 'a' are none that vit_b16 has in zoo, timm" in told(capsys, tmp_path / "theirs.npz", "--to", "vit_b16")
+
+
+# ---- init=... of a run ----
+
+
+def test_a_run_starts_from_weights_on_the_hub_in_the_names_of_timm(tmp_path, monkeypatch):
+    """Fine-tuning as the paper's: other classes, a larger image, a new head."""
+    timm = pytest.importorskip("timm")
+    reference = timm.create_model("vit_tiny_patch16_224", img_size=32).eval()
+    (tmp_path / "vit").mkdir()
+    save_file(reference.state_dict(), tmp_path / "vit" / "model.safetensors")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo_id, **kwargs: str(tmp_path / repo_id.split("/")[1]))
+    images = torch.randn(2, 3, 32, 32)
+    same, larger = (Classification(zoo.create_model("vit_ti16", image_size=size, num_classes=3).eval()) for size in (32, 64))
+    for objective in (same, larger):
+        head = objective.model.head.weight.clone()
+        start_from(objective, "somebody/vit", ["head.*"])
+        assert torch.equal(objective.model.head.weight, head)
+    with torch.no_grad():
+        assert close(same.model.forward_features(images), reference.forward_head(reference.forward_features(images), pre_logits=True))
+    assert larger.model.positions.table.shape[-2] == 17 and torch.equal(larger.model.embedding.weight, same.model.embedding.weight)
+
+
+def test_a_run_starts_from_a_file_of_torchvision_unless_it_means_another_network(theirs, tmp_path):
+    file = tmp_path / "theirs.safetensors"
+    save_file(theirs.state_dict(), file)
+    objective, images = Classification(zoo.create_model("resnet18", num_classes=3).eval()), torch.randn(2, 3, 64, 48)
+    start_from(objective, str(file), [])
+    with torch.no_grad():
+        assert close(objective.model(images), theirs(images))
+    save_file(torchvision_names(zoo.create_model("resnet50_v1_5", width=4).state_dict()), file)
+    start_from(Classification(zoo.create_model("resnet50_v1_5", width=4)), str(file), [])
+    said = message(lambda: start_from(Classification(zoo.create_model("resnet50", width=4)), str(file), []))
+    assert said.endswith("a network that computes something else: resnet50_v1_5")
+    save_file({name: value for name, value in theirs.state_dict().items() if name != "layer3.1.bn2.bias"}, file)
+    assert "has no tensor 'stages.2.1.bn2.bias'" in message(lambda: start_from(objective, str(file), []))
+
+
+def test_an_adapter_alone_is_no_beginning(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "adapter without its base: give the directory of its run" in message(lambda: weights_file(str(tmp_path)))

@@ -22,8 +22,10 @@ def tokens(size: int, *shape: int) -> Inputs:
 
 
 BERT = {"vocab_size": 20, "depth": 2, "d_model": 8, "n_heads": 2, "d_ff": 16, "max_length": 12}
+VIT = {"_target_": "zoo.papers.vit.ViT", "image_size": 8, "patch_size": 4, "depth": 2, "d_model": 8, "n_heads": 2, "num_classes": 3}
 SWITCH = {"vocab_size": 11, "depth": 2, "d_model": 8, "d_ff": 16, "n_heads": 2, "experts": 4}
 TINY: dict[str, tuple[dict[str, Any], Inputs]] = {
+    "adapters.adapted": ({"base": VIT, "size": 2, "after": ["attention", "mlp"], "train": ["head"]}, images(3, 8, 8)),
     "alexnet": ({"image_size": 63, "widths": [4, 4, 4, 4, 4], "hidden": 8, "num_classes": 3}, images(3, 63, 63)),
     "alexnet_one_tower": ({"widths": [4, 4, 4, 4, 4], "hidden": 8, "num_classes": 3}, images(3, 63, 63)),
     "cifar_relu": ({"image_size": 8, "widths": [4, 4, 4, 4]}, images(3, 8, 8)),
@@ -43,6 +45,7 @@ TINY: dict[str, tuple[dict[str, Any], Inputs]] = {
     "dcgan_generator": ({"image_size": 16, "latent": 5, "width": 4}, noise(5)),
     "dcgan_discriminator": ({"image_size": 16, "width": 4}, images(3, 16, 16)),
     "gpt_2.GPT2": ({"vocab_size": 20, "context": 9, "depth": 2, "d_model": 8, "n_heads": 2}, tokens(20, 7)),
+    "lora.adapted": ({"base": VIT, "rank": 2, "alpha": 2, "targets": ["qkv:qv"], "train": ["head"]}, images(3, 8, 8)),
     "zaremba_small": ({"vocab_size": 11}, tokens(11, 4)),
     "adding_1997": ({}, noise(5, 2)),
     "continual_reber": ({}, noise(5, 7)),
@@ -64,6 +67,10 @@ TINY: dict[str, tuple[dict[str, Any], Inputs]] = {
     "vit.ViT": (
         {"image_size": [8, 12], "patch_size": 4, "depth": 2, "d_model": 8, "n_heads": 2, "num_classes": 3, "positions": "2d", "pool": "mean"},
         images(3, 8, 12),
+    ),
+    "vit.model.ViT": (
+        {"image_size": [32, 48], "patch_size": 1, "depth": 2, "d_model": 24, "n_heads": 3, "num_classes": 3, "resnet": [1, 2]},
+        images(3, 32, 48),
     ),
     "vit_ti16": ({"image_size": 32, "num_classes": 3}, images(3, 32, 32)),
     "vqvae_sonnet": ({"image_size": 8, "hidden": 8, "residual_hidden": 4, "codes": 16, "code_width": 4}, images(3, 8, 8)),

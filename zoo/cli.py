@@ -87,6 +87,7 @@ def _write_trace(folder: Path | None) -> bool:
 def train(argv: list[str]) -> int:
     """Composes, checks and trains; with -m once for each combination of the swept values."""
     from zoo import config
+    from zoo.run_directory import best_seen
 
     if not argv:
         _print_papers()
@@ -94,11 +95,12 @@ def train(argv: list[str]) -> int:
         return 2
     codes = []
 
-    def task(cfg: dict[str, Any]) -> None:
+    def task(cfg: dict[str, Any]) -> float | None:
         code = guarded(lambda: _run(cfg), Path(cfg["run_dir"]))
         if code > 128:
             raise SystemExit(code)  # a stop ends a multirun, too
         codes.append(code)
+        return best_seen(Path(cfg["run_dir"]), cfg["trainer"]["monitor"]) if code == 0 else None  # to a sweeper that asks
 
     config.run_hydra(task, argv)
     return max(codes, default=0)

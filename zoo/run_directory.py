@@ -118,3 +118,12 @@ def drop_after(file: Path, step: int) -> None:
     aside = file.with_name(f".{file.name}.tmp")
     aside.write_text("".join(kept))
     aside.replace(file)
+
+
+def best_seen(folder: Path, monitor: str | None) -> float | None:
+    """The best value of `trainer.monitor` that a run logged for its validation split; with a minus before the name, the lowest."""
+    if not monitor or not (folder / "metrics.jsonl").is_file():
+        return None
+    name, best = f"valid/{monitor.removeprefix('-')}", min if monitor.startswith("-") else max
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return best((record[name] for record in records if name in record), default=None)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoo.errors import ConfigError
-from zoo.signature import Parameter, check_role, parameters
+from zoo.signature import Parameter, check_role, own_packages, parameters
 
 TORCH_TARGETS = ("torch.nn.Linear", "torch.nn.LSTM", "torch.nn.Transformer", "torch.nn.Identity")
 
@@ -335,16 +335,17 @@ def check_call(name: str, values: Any, foreign: tuple[str, ...], supplied: tuple
         return dict(values)  # the call itself checks the arguments
     if package in (*sys.stdlib_module_names, "torch", "numpy", "joblib") and not target.startswith("torch.nn."):
         raise ConfigError(f"{name}._target_ {target!r} is no part of an experiment: name a class or function of zoo or of your own")
-    if package in foreign:
+    if package in foreign or package in own_packages():
         return dict(values)
     if package != "zoo":
-        raise ConfigError(f"{name}._target_ {target!r} lies outside zoo: name it on the command line to allow it")
+        allowed = f"allow it by ZOO_PACKAGES={package} in the environment, or by {name}._target_={target} on the command line"
+        raise ConfigError(f"{name}._target_ {target!r} lies outside zoo: {allowed}")
     try:
         check_role(name.split(".")[0], target)
         accepted = {key: p for key, p in parameters(target).items() if key not in supplied}
     except ConfigError as error:
         raise ConfigError(f"{name}.{error}") from None
-    keys = {key: p.annotation and annotation_key(p) for key, p in accepted.items()}
+    keys = {key: annotation_key(p) for key, p in accepted.items()}
     read = {"_target_": target}
     for key, value in values.items():
         if key == "_target_":

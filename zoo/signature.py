@@ -1,6 +1,7 @@
 """What a `_target_` takes, read from its source without importing it: the command line checks `model.*` and `objective.*` before torch loads."""
 
 import ast
+import os
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +28,11 @@ PLACES = {
     "data": ("zoo.data.", "zoo.papers."),
     "evaluation": ("zoo.evaluation.", "zoo.papers."),
 }
+
+
+def own_packages() -> list[str]:
+    """Packages besides zoo whose code a configuration may call, since ZOO_PACKAGES in the user's own environment names them: "mypkg,other"."""
+    return re.findall(r"\w+", os.environ.get("ZOO_PACKAGES", ""))
 
 
 def check_role(section: str, target: str) -> None:
@@ -101,9 +107,12 @@ def _find(file: Path, name: str) -> tuple[Path, ast.FunctionDef | ast.ClassDef] 
 
 
 def _arguments(file: Path, node: ast.FunctionDef | ast.ClassDef) -> dict[str, Parameter]:
-    function = node if isinstance(node, ast.FunctionDef) else _constructor(node)
-    if function is None:
-        return _inherited(file, node)
+    if isinstance(node, ast.ClassDef):
+        function = _constructor(node)
+        if function is None:
+            return _inherited(file, node)
+    else:
+        function = node
     spec = function.args
     positional = spec.posonlyargs + spec.args
     required = len(positional) - len(spec.defaults)
@@ -144,9 +153,9 @@ def _handed_on(file: Path, function: ast.FunctionDef, kwargs: str) -> dict[str, 
     for node in ast.walk(function):
         if not (isinstance(node, ast.Return) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name)):
             continue
-        call = node.value
+        call, name = node.value, node.value.func.id
         if any(k.arg is None and isinstance(k.value, ast.Name) and k.value.id == kwargs for k in call.keywords):
-            callee = _find(file, call.func.id)
+            callee = _find(file, name)
             if callee:
                 given = {k.arg for k in call.keywords}
                 accepted = list(_arguments(*callee).items())[len(call.args) :]

@@ -22,6 +22,7 @@ class Plan(Protocol):
 
     def batch(self, number: int) -> Address:
         """The address of global batch `number` (0, 1, 2, ...): a pure function of (seed, number)."""
+        ...
 
 
 class Split(Protocol):
@@ -37,6 +38,7 @@ class Split(Protocol):
 
     def to(self, device: torch.device) -> "Split":
         """Moves the data where `fetch` shall work."""
+        ...
 
     def plan(self, batch_size: int) -> Plan: ...
 
@@ -44,6 +46,7 @@ class Split(Protocol):
 
     def sweeps(self, batch_size: int) -> list[list[Address]]:
         """Evaluation: every item exactly once, in sequences of addresses. Recurrent state goes on within a sequence, not between them."""
+        ...
 
 
 @dataclass

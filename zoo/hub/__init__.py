@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ def from_pretrained(source: str | Path, network: str | None = None) -> nn.Module
 def create(name: str, weights: str | Path, skip: Sequence[str], arguments: Mapping[str, Any]) -> nn.Module:
     """What `zoo.create_model` does with weights."""
     found = lookup(weights, name)
-    fitting = [one for one in found if one.preset in (None, name) or _same_model(one, name)]
+    fitting = [one for one in found if one.preset == name or _same_model(one, name)]
     if not fitting:
         held = " and ".join(written(one.preset, one.arguments) for one in found if one.preset)
         raise WeightsError(f"{found[0].told} has weights of {held}, which is no {name}: zoo.hub.from_pretrained builds what they are of")
@@ -144,7 +144,7 @@ def _fill(model: nn.Module, source: Source, wanted: str, advice: str = "", skip:
     """
     ours, state = model.state_dict(keep_vars=True), source.state
 
-    def refuse(what: str, name: str) -> None:
+    def refuse(what: str, name: str) -> NoReturn:
         layer = f"{name.rpartition('.')[0]}.*" if "." in name else name
         raise WeightsError(f"{source.told} has {what}{advice.format(layer=layer)}")
 
@@ -182,7 +182,10 @@ def _accepted(name: str, source: Source) -> dict[str, Any]:
 
 
 def _same_model(source: Source, name: str) -> bool:
-    """Whether the preset makes what the source is of: the same class, and layer by layer the same strides, paddings, dropout and so on."""
+    """Whether the preset makes what the source is of: the same class, and layer by layer the same strides, paddings, dropout and so on.
+    A lone file may be of any."""
+    if source.preset is None:
+        return True
     with torch.device("meta"):
         theirs = build(source.preset, source.arguments, source.told)
         try:
@@ -192,7 +195,7 @@ def _same_model(source: Source, name: str) -> bool:
     return type(ours) is type(theirs) and repr(ours) == repr(theirs)
 
 
-def _made_by(model: nn.Module, preset: str, arguments: Mapping[str, Any]) -> nn.Module:
+def _made_by(model: Any, preset: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Notes on the instance what made it, in plain types, so that the model can be pickled and copied as any other."""
     model.made_by = {"preset": preset, "arguments": dict(arguments)}
     return model
@@ -200,15 +203,14 @@ def _made_by(model: nn.Module, preset: str, arguments: Mapping[str, Any]) -> nn.
 
 def _maker(model: nn.Module, preset: str | None, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Preset and arguments, as config.json can hold them."""
-    if preset is None:
-        known = getattr(model, "made_by", None)
-        if known is None:
-            raise WeightsError("nothing says which preset made this model: save_pretrained(model, folder, 'resnet50', num_classes=10)")
-        preset, arguments = known["preset"], {**known["arguments"], **arguments}
+    known = {"preset": preset, "arguments": {}} if preset else getattr(model, "made_by", None)
+    if known is None:
+        raise WeightsError("nothing says which preset made this model: save_pretrained(model, folder, 'resnet50', num_classes=10)")
+    arguments = {**known["arguments"], **arguments}
     try:
-        return preset, json.loads(json.dumps(dict(arguments)))
+        return known["preset"], json.loads(json.dumps(dict(arguments)))
     except (TypeError, ValueError) as error:
-        raise WeightsError(f"the arguments of {preset} cannot be written into config.json: {error}") from None
+        raise WeightsError(f"the arguments of {known['preset']} cannot be written into config.json: {error}") from None
 
 
 def _record(model: nn.Module, run: str | Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,7 +60,8 @@ def ship(model: nn.Module, name: str, run: str, dtype: str = "fp32") -> Path:
     from zoo.training.checkpoint import write_atomically
     from zoo.training.state import module_state
 
-    preset, arguments = model.made_by["preset"], model.made_by["arguments"]
+    made: Any = model.made_by
+    preset, arguments = made["preset"], made["arguments"]
     if preset not in list_models():
         raise WeightsError(f"{run} trained {preset}, which is no preset by itself: preset=... says which one that is")
     if dtype not in DTYPES:

@@ -96,8 +96,12 @@ def lookup(where: str | Path, preset: str | None = None) -> list[Source]:
         return [Source(str(path), tensors(path))]
     if (path / "config.yaml").is_file():
         return _of_run(path)
-    on_hub = isinstance(where, str) and not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
-    return [_of_folder(fetched(name) if on_hub else path)]
+    return [_of_folder(fetched(name) if isinstance(where, str) and may_be_id(name) else path)]
+
+
+def may_be_id(name: str) -> bool:
+    """Whether nothing lies there and the name could be that of a repository on the hub: "owner/name"."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not Path(name).exists()
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
@@ -188,4 +192,7 @@ def _of_run(folder: Path) -> list[Source]:
             arguments = {key: value for key, value in section.items() if key != "_target_"}
             told = str(folder) if len(sections) == 1 else f"{folder}, its {name},"
             found.append(Source(told, getattr(frozen.objective, name).state_dict(), preset_of(section["_target_"]), arguments, name))
+    if not found:
+        targets = ", ".join(section["_target_"] for section in sections.values())
+        raise WeightsError(f"{folder} is a run of {targets}, not of a model of zoo: model.safetensors there is for its own load_state_dict")
     return found

@@ -37,6 +37,7 @@ def local_response_norm(a: Tensor, n: int = 5, k: float = 2.0, alpha: float = 1e
     return a * (k + F.conv2d(squares, band[:, :, None, None])).pow(-beta)
 
 
+@torch.fx.wrap  # traced as one call: its branches look at shapes
 def check_images(images: Tensor, channels: int, side: int | None = None) -> None:
     """ValueError unless images are (B, channels, side, side); without a side, any from SMALLEST pixels."""
     if images.ndim != 4 or images.shape[1] != channels:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+TRACES_ALL = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 15)  # grouped_mm in every dtype; torch 2.11 compiles it in bf16 only
+
 # ---- rows sorted by expert ----
 
 
@@ -35,7 +37,8 @@ def grouped_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 def _grouped_mm_takes(x: Tensor, weight: Tensor) -> bool:
     aligned = all(width * x.element_size() % 16 == 0 for width in weight.shape[1:])
     there = hasattr(F, "grouped_mm") and (x.device.type == "cpu" or (x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 0)))
-    return there and aligned and len(x) > 0 and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    traced = x.dtype == torch.bfloat16 or TRACES_ALL or not torch.compiler.is_compiling()
+    return there and aligned and traced and len(x) > 0 and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def padded_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

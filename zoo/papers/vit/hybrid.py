@@ -17,6 +17,7 @@ def lecun_normal_(weight: Tensor) -> None:
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
+@torch.fx.wrap  # see model.py
 def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
     """TensorFlow's "SAME": as much padding as ceil(H / stride) outputs need, the odd pixel at the bottom and on the right."""
     missing = [max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x.shape[:1:-1]]  # of W, then of H

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from .hybrid import ResNetStem, lecun_normal_
 
+torch.fx.wrap("rearrange")  # traced as one call, as is what looks at shapes, so that torchvision's feature extraction takes the model
+
 
 class Attention(nn.Module):
     """Multi-head self-attention MSA (appendix A): A = softmax(q k^T / sqrt(D_h)) in each of k heads (eq. 6), A v (eq. 7), one projection (eq. 8)."""
@@ -101,7 +103,7 @@ class Positions2D(nn.Module):
         self.token = nn.Parameter(torch.empty(1, d_model)) if class_token else None
 
     def forward(self) -> Tensor:  # (T, D)
-        h, w = len(self.y), len(self.x)
+        h, w = self.y.shape[0], self.x.shape[0]
         table = torch.cat([self.x.expand(h, w, -1), self.y[:, None].expand(h, w, -1)], -1).flatten(0, 1)
         return table if self.token is None else torch.cat([self.token, table])
 
@@ -230,17 +232,12 @@ class ViT(nn.Module):
         Raises:
             ValueError: if the images have another size or number of channels than the model was built for.
         """
-        if images.ndim != 4 or tuple(images.shape[1:]) != self.input_shape:
-            wanted = ", ".join(map(str, self.input_shape))
-            raise ValueError(
-                f"images of shape {tuple(images.shape)} do not fit this model, which takes (B, {wanted}): resize them, or build it with another "
-                "image_size or in_channels (adapt_state fits weights to another size)"
-            )
+        check_images(images, self.input_shape)
         if self.stem is not None:
             images = self.stem(images)
         z = self.embedding(images).flatten(2).mT
         if self.class_token is not None:
-            z = torch.cat([self.class_token.expand(len(z), -1, -1), z], 1)
+            z = torch.cat([self.class_token.expand(z.shape[0], -1, -1), z], 1)
         if self.positions is not None:
             z = z + self.positions()
         return self.dropout(z)
@@ -283,6 +280,16 @@ class ViT(nn.Module):
             return dict(state)  # nothing to do, or what load_state_dict should complain about
         resized = self.positions.resize({name.removeprefix("positions."): value for name, value in theirs.items()}, self.grid)
         return {**state, **{f"positions.{name}": value for name, value in resized.items()}}
+
+
+@torch.fx.wrap
+def check_images(images: Tensor, input_shape: tuple[int, ...]) -> None:
+    if images.ndim != 4 or tuple(images.shape[1:]) != input_shape:
+        wanted = ", ".join(map(str, input_shape))
+        raise ValueError(
+            f"images of shape {tuple(images.shape)} do not fit this model, which takes (B, {wanted}): resize them, or build it with another "
+            "image_size or in_channels (adapt_state fits weights to another size)"
+        )
 
 
 def _pair(image_size: int | Sequence[int]) -> tuple[int, int]:
