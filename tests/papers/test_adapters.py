@@ -224,11 +224,11 @@ def test_adapters_are_worth_most_of_full_fine_tuning_and_must_start_near_the_ide
 
     def draw():
         figure, (left, right) = panels("Adapters near full fine-tuning, if they start near the identity", 2, sharey=True)
-        points(left, {"everything": full[::-1], "head alone": head[::-1]}, (ORANGE, GREY))
+        points(left, {"everything": full[::-1]}, (ORANGE,), ha="right")
+        points(left, {"head alone": head[::-1]}, (GREY,), ha="left")
         points(left, {str(size): place[::-1] for size, place in sizes.items()}, (BLUE,) * 3)
         curves(left, {"": zip(*(place[::-1] for place in sizes.values()))}, xlabel="trained parameters", xscale="log", xlim=(70, 900_000),
                ylabel="accuracy on new classes (%)", title="adapters of three sizes")  # fmt: skip
-        left.margins(y=0.12)
         curves(right, {"": zip(*sorted(stds.items()))}, xlabel="initial standard deviation", xscale="log", title="size 8")
         return figure
 
