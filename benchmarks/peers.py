@@ -52,7 +52,7 @@ def training(case: Case, model: nn.Module, optimizer: torch.optim.Optimizer | No
 
 
 def inference(case: Case, model: nn.Module, mode: str, channels_last: bool) -> Run:
-    model.eval()
+    model.eval().requires_grad_(False)  # torch's counter of operations would hang its hooks on what requires gradients
     work = case.other_work(model)
 
     def forward(batch: Batch) -> None:
