@@ -21,7 +21,7 @@ from tests.toys import without_curves
 from zoo import weights
 from zoo.cli import main
 from zoo.config import compose
-from zoo.hub import export, from_pretrained, push_to_hub, save_pretrained, sources
+from zoo.hub import export, from_pretrained, places, push_to_hub, save_pretrained, sources
 from zoo.hub.sources import WeightsError, build, target_of
 from zoo.schema import check_call
 from zoo.signature import parameters
@@ -313,7 +313,7 @@ def test_the_card_of_a_run_has_its_numbers(runs, tmp_path, capsys):
 
 
 def test_a_run_becomes_weights_that_ship(runs, tmp_path, monkeypatch, capsys):
-    for module in (weights, export, sources):
+    for module in (weights, export, places):
         monkeypatch.setattr(module, "FOLDER", tmp_path)
     words = [f"run={runs / 'resnet'}", "as=digits", "dtype=fp16"]
     assert main("export", words) == 1

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.hub.card import card_of, record_of
-from zoo.hub.sources import CONFIG, WEIGHTS, Source, WeightsError, build, lookup, target_of, written
+from zoo.hub.places import Source, lookup
+from zoo.hub.sources import CONFIG, WEIGHTS, WeightsError, build, target_of, written
 from zoo.hub.transformers_folder import BUILDERS
 from zoo.weights import shipped
 

@@ -1,21 +1,17 @@
 """python -m zoo convert: weights in the names of another implementation -> a safetensors file, or a folder, in ours."""
 
-import contextlib
-import importlib
-import importlib.util
-import inspect
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.catalog import find_preset
 from zoo.errors import ConfigError
 from zoo.hub import create, save_pretrained
+from zoo.hub.naming import NOT_ITS_NAMES, State, compare, converters, refuse_twin
 from zoo.hub.sources import WeightsError, build, fetched, may_be_id, tensors, written
 from zoo.hub.words import pairs
 
@@ -32,9 +28,6 @@ STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")  # in a folder, in
 PICKLED = (".bin", ".pth", ".pt", ".ckpt")
 NESTED = ("state_dict", "model_state_dict", "model")  # what a checkpoint calls its weights
 WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before each name
-OURS = "zoo"  # the source whose names are ours already
-NOT_ITS_NAMES = (ValueError, KeyError, IndexError, RuntimeError)  # what a converter raises of names that it doesn't know
-State = Mapping[str, Tensor]
 
 
 def convert_command(argv: list[str]) -> int:
@@ -73,44 +66,22 @@ def converted(place: str, preset: str, layout: str | None, arguments: Mapping[st
         ours = build(preset, arguments, preset).state_dict(keep_vars=True)
     path = _file(place)
     state, attempts = read(path), []
-    for name, convert in _converters(find_preset(preset).key, layout).items():
+    for name, convert in converters(find_preset(preset).key, layout).items():
         try:
             renamed = dict(convert(state))
         except NOT_ITS_NAMES as error:
             attempts.append((0, f"{path}, read as {name}: {str(error).splitlines()[0]}"))
             continue
-        fault, fitting = _compare(ours, renamed)
+        fault, fitting = compare(ours, renamed)
         if fault is None:
-            _refuse_twin(preset, name)
+            refuse_twin(preset, name)
             return name, {key: renamed[key] for key in ours if key in renamed}
         attempts.append((fitting, f"{path}, read as {name}, {fault} in {written(preset, arguments)}; arguments go behind it, as in num_classes=10"))
     fitting, told = max(attempts, key=lambda attempt: attempt[0])
     if not fitting and layout is None:
-        known = ", ".join(_converters(find_preset(preset).key, None))
+        known = ", ".join(converters(find_preset(preset).key, None))
         raise WeightsError(f"{path}: names such as '{next(iter(state), '')}' are none that {preset} has in {known}")
     raise WeightsError(told)
-
-
-def in_our_names(network: nn.Module, state: State) -> State:
-    """The weights as the converter of the network's paper gives them by which most tensors fit; as they are where none gives more.
-
-    Raises:
-        WeightsError: if they would load, but are of a network that computes something else.
-    """
-    ours, paper = network.state_dict(keep_vars=True), re.match(r"zoo\.papers\.(\w+)", type(network).__module__)
-    if not paper or not set(ours) - set(state):
-        return state
-    best, layout, fitting = state, OURS, _compare(ours, dict(state))[1]
-    for name, convert in _converters(paper[1], None).items():
-        with contextlib.suppress(*NOT_ITS_NAMES):
-            renamed = dict(convert(state))
-            if (count := _compare(ours, renamed)[1]) > fitting:
-                best, layout, fitting = renamed, name, count
-    for (source, preset), meant in getattr(_module(paper[1]), "MEANT_FOR", {}).items():
-        with torch.device("meta"):
-            if source == layout and _strides(build(preset, {}, preset)) == _strides(network):
-                raise WeightsError(f"the weights of {layout} would load, but are of a network that computes something else: {meant}")
-    return best
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -173,62 +144,6 @@ def _arrays(path: Path) -> dict[str, Tensor]:
 
     with np.load(path, allow_pickle=False) as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-
-
-def _converters(paper: str, layout: str | None) -> dict[str, Callable[[State], State]]:
-    """Source -> converter; our own names first. Converters that need more than a state dict are left to Python."""
-    module = _module(paper)
-    found: dict[str, Callable[[State], State]] = {OURS: lambda state: state}
-    for name in sorted(dir(module), key="from_official".__eq__):  # last, since BERT's takes the names of transformers, too
-        if name.startswith("from_"):
-            convert = getattr(module, name)
-            needed = [p for p in inspect.signature(convert).parameters.values() if p.default is p.empty]
-            if len(needed) == 1:
-                found[name.removeprefix("from_")] = convert
-            elif layout == name.removeprefix("from_"):
-                raise ConfigError(f"{module.__name__}.{name} needs {', '.join(p.name for p in needed[1:])} besides the weights: call it in Python")
-    if layout is None:
-        return found
-    if layout not in found:
-        raise ConfigError(f"--from {layout}: {paper} has converters from {', '.join(found)}")
-    return {layout: found[layout]}
-
-
-def _module(paper: str) -> Any:
-    name = f"zoo.papers.{paper}.convert"
-    return importlib.import_module(name) if importlib.util.find_spec(name) else None
-
-
-def _compare(ours: State, theirs: dict[str, Tensor]) -> tuple[str | None, int]:
-    """What doesn't fit first, and how many tensors do. Counters of batches, which old files lack, become 0."""
-    for name, value in ours.items():
-        if name.endswith("num_batches_tracked"):
-            theirs.setdefault(name, torch.zeros(value.shape, dtype=value.dtype))
-    same: dict[int, list[str]] = {}
-    for name, value in ours.items():
-        same.setdefault(id(value), []).append(name)
-    fault, fitting = None, 0
-    for names in same.values():
-        given = next((name for name in names if name in theirs), None)
-        if given is not None and theirs[given].shape == ours[given].shape:
-            fitting += not given.endswith("num_batches_tracked")
-        elif given is None:
-            fault = fault or f"has no '{names[0]}', which there is"
-        else:
-            fault = fault or f"has '{given}' of shape {tuple(theirs[given].shape)}, but it is {tuple(ours[given].shape)}"
-    extra = sorted(set(theirs) - set(ours))
-    return fault or (f"has '{extra[0]}', for which there is no place" if extra else None), fitting
-
-
-def _refuse_twin(preset: str, layout: str) -> None:
-    """Weights may load into a preset that computes something else: the paper's convert.py knows."""
-    meant = getattr(_module(find_preset(preset).key), "MEANT_FOR", {}).get((layout, preset))
-    if meant:
-        raise WeightsError(f"the weights of {layout} would load into {preset}, but are of a network that computes something else: --to {meant}")
-
-
-def _strides(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: module.stride for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
 
 
 def _literal(text: str) -> Any:

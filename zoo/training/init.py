@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError
-from zoo.hub.convert import in_our_names
+from zoo.hub.naming import in_our_names
 from zoo.hub.sources import fetched, may_be_id
 from zoo.run_directory import read_config
 from zoo.training.checkpoint import digest
