@@ -20,6 +20,10 @@ def command(*words: str, cwd: Path | None = None, **environment: str) -> subproc
     return subprocess.run([sys.executable, "-m", "zoo", *words], cwd=cwd or ROOT, env=environment, capture_output=True, text=True, timeout=240)
 
 
+def test_a_paper_without_its_key_is_understood(capsys):
+    assert main("train", ["resnet"]) == 2 and "did you mean paper=resnet?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["paper=resnet", "trainer.stpes=3"], ["paper=resnt"], ["paper=resnet", "optim.lr=fast"]])
 def test_a_wrong_command_line_through_a_process(words, tmp_path):
     done = command("train", *words, cwd=tmp_path)

@@ -151,6 +151,13 @@ def test_a_missing_base_is_named(runs, tmp_path):
     assert "nowhere: no weights there" in message(lambda: evaluate_command([f"run={folder}", "device=cpu"]), ConfigError)
 
 
+def test_a_run_tells_what_it_began_with_and_what_begins_afresh(runs, tmp_path, capsys):
+    for name, skip, told in (("a", "head.*", "afresh: head.weight, head.bias"), ("b", "fc.*", "afresh: nothing has such a name"), ("c", "", "")):
+        words = [f"model={VIT}", f"init={runs / 'base'}", f"init_skip=[{skip}]", f"run_dir={tmp_path / name}", "trainer.steps=1"]
+        assert run(compose(["name=toy/next", *COMMON, *words])) == 0
+        assert f"began with the weights of {runs / 'base'}{'; ' if told else ''}{told}\n" in capsys.readouterr().out
+
+
 def test_a_run_may_begin_with_an_adapted_one(runs, tmp_path):
     """As the paper's runs on MRPC and RTE begin with the adapter of MNLI."""
     assert run(lora(runs / "lora", tmp_path / "next", "init_skip=[]", "trainer.steps=1", "trainer.ema=null", "optim.lr=0.0")) == 0

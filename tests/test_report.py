@@ -249,6 +249,12 @@ def test_thinning_keeps_every_spike_and_the_order():
 # ---- comparison ----
 
 
+def test_a_folder_of_runs_names_them(tmp_path, capsys):
+    make(tmp_path / "paper" / "row", training(10))
+    assert main("report", [str(tmp_path)]) == 2
+    assert f"is no run directory: it has neither config.yaml nor metrics; below it lie {tmp_path / 'paper' / 'row'}" in capsys.readouterr().err
+
+
 def test_runs_are_compared_by_what_came_out_and_what_differs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for lr in (0.05, 0.1):
@@ -259,7 +265,7 @@ def test_runs_are_compared_by_what_came_out_and_what_differs(tmp_path, monkeypat
     lines = [line.split() for line in out.splitlines()]
     assert lines[0] == ["run", "accuracy", "training", "time", "items", "a", "second", "steps", "split"]
     assert lines[1:] == [["lr-0.05", "90.05", "50", "s", "155", "100", "test"], ["lr-0.1", "90.1", "50", "s", "155", "100", "test"], ["report.html"]]
-    assert err.count("\n") == 1 and "left out:" in err and "multirun.yaml" in err
+    assert err.count("\n") == 1 and "left out, since" in err and "multirun.yaml" in err
     page = read(tmp_path / "report.html")
     assert "optim.lr" in page.text and "trainer.steps" not in page.text and "logger" not in page.text and "run_dir" not in page.text
     charts = [svg["aria-label"] for svg in page.all("svg") if "aria-label" in svg]

@@ -167,6 +167,8 @@ def openly(overrides: Iterable[str]) -> list[str]:
     plain = re.compile(r"([A-Za-z_][\w.]*)=")
     for text in overrides:
         group, _, option = text.partition("=")
+        if text in paper_configs():
+            raise ConfigError(f"cannot read the override {text!r}: did you mean paper={text}?")
         if not group or (group in GROUPS and re.fullmatch(r"(null|true|false|[\d.]*|\[.*)", option)):
             raise _no_such_option(group, option) if group else ConfigError(f"cannot read the override {text!r}: write key=value")
         key = group.lstrip("+~")

@@ -130,7 +130,8 @@ def list_images(folder: Path, classes: list[str] | None = None) -> tuple[list[st
     try:
         found = _annotated(folder, classes) if (folder / ANNOTATIONS).is_file() else _nested(folder)
     except (OSError, ValueError) as error:
-        raise ZooError(f"no images found: {one_line(error)} (data.root, data.folder)") from error
+        remedy = "a folder of files for each class belongs there, or ZOO_DATA, data.root and data.folder name another place"
+        raise ZooError(f"no images found: {one_line(error)}; {remedy}") from error
     for name in sorted(found):
         if not found[name]:
             raise ZooError(f"{folder / name} holds no images")

@@ -51,6 +51,7 @@ def _target(argv: list[str]) -> tuple[list[str], Path | None]:
 def _runs(words: list[str]) -> list[Run]:
     """Each once. Of several words those that are no runs are left out and told: a sweep's directory holds other files, too."""
     runs: dict[Path, Run] = {}
+    others = []
     for word in words:
         folder = Path(word).expanduser()
         if not folder.exists():
@@ -59,8 +60,11 @@ def _runs(words: list[str]) -> list[Run]:
             runs.setdefault(folder.resolve(), read_run(folder))
         except ConfigError as error:
             if len(words) == 1:
-                raise
-            print(f"left out: {error}", file=sys.stderr)
+                below = [str(file.parent) for file in sorted(folder.rglob("config.yaml"))]
+                raise ConfigError(f"{error}; below it lie {', '.join(below[:6])}{', ...' if below[6:] else ''}") if below else error from None
+            others.append(folder.name)
+    if others:
+        print(f"left out, since they are no run directories: {', '.join(others)}", file=sys.stderr)
     if not runs:
         raise ConfigError("none of these is a run directory" if words else "report takes run directories, such as runs/resnet/quick")
     return list(runs.values())

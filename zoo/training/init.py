@@ -125,6 +125,15 @@ def start_from(objective: nn.Module, source: str, skip: Sequence[str]) -> str:
     return sha256
 
 
+def in_words(objective: nn.Module, cfg: Mapping[str, Any]) -> list[str]:
+    """What a run with `init` begins with, a line."""
+    if not cfg["init"]:
+        return []
+    fresh = [name.removeprefix("model.") for name in _tied(objective) if _skipped(name, cfg["init_skip"])]
+    words = f"; afresh: {', '.join(fresh[:4]) or 'nothing has such a name'}{', ...' if fresh[4:] else ''}" if cfg["init_skip"] else ""
+    return [f"began with the weights of {cfg['init']}{words}"]
+
+
 def restore_frozen(objective: nn.Module, state: Mapping[str, Tensor], cfg: Mapping[str, Any], stated: Mapping[str, str], run: str) -> None:
     """Reads the frozen weights that a run left to the file that it began with, where its own `state` lacks them.
 

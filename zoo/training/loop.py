@@ -21,7 +21,7 @@ from zoo.training.buffers import Buffers
 from zoo.training.build import build_data, build_objective, check_fit, check_token_batches
 from zoo.training.distributed import World, joined, shard, share_experts, synchronise_batch_norm
 from zoo.training.ema import Average
-from zoo.training.init import start_from, weights_file
+from zoo.training.init import in_words, start_from, weights_file
 from zoo.training.player import Player
 from zoo.training.precision import autocast, lighten, numerics
 from zoo.training.recorder import Recorder, on_device
@@ -332,15 +332,15 @@ class Trainer:
         return bool(self.options[key]) and self.step % self.options[key] == 0
 
     def _announce(self) -> None:
-        for line in (plan_in_words(self.cfg, self.world, self.objective, len(self.data.train)), *self.data.notes):
+        self.recorder.say(plan_in_words(self.cfg, self.world, self.objective, len(self.data.train)))
+        for line in (*in_words(self.objective, self.cfg), *self.data.notes):
             self.recorder.say(line)
         if self.world.first:
             write_environment(self.folder, self.cfg, self.world, self.data.digest, self.init_sha256)
         if self.world.device.type == "cuda" and not self.world.in_step:
             address = self.plan.batch(0)
             two = self.data.train.fetch({key: value[:2] for key, value in address.items()})  # batch norm refuses one
-            if "draw" in self.optional:
-                two |= self.objective.draw(2, self.generator)
+            two |= self.objective.draw(2, self.generator) if "draw" in self.optional else {}
             if counted := iteration_flops(self.objective, two):
                 self.recorder.flops = counted / 2 * len(next(iter(address.values())))  # of all ranks
 
