@@ -20,8 +20,10 @@ def command(*words: str, cwd: Path | None = None, **environment: str) -> subproc
     return subprocess.run([sys.executable, "-m", "zoo", *words], cwd=cwd or ROOT, env=environment, capture_output=True, text=True, timeout=240)
 
 
-def test_a_paper_without_its_key_is_understood(capsys):
+def test_a_paper_or_a_key_without_its_first_word_is_understood(capsys):
     assert main("train", ["resnet"]) == 2 and "did you mean paper=resnet?" in capsys.readouterr().err
+    assert main("train", ["paper=resnet", "steps=3"]) == 2 and "unknown key 'steps'; did you mean trainer.steps?" in capsys.readouterr().err
+    assert main("train", ["paper=resnet", "depth=20"]) == 2 and "did you mean model.depth?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["paper=resnet", "trainer.stpes=3"], ["paper=resnt"], ["paper=resnet", "optim.lr=fast"]])

@@ -376,7 +376,7 @@ def test_names_that_do_not_ship_are_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "no weights of that name ship with resnet20 (digits)" in refused(lambda: zoo.create_model("resnet20", weights="digts"))
     assert "no weights of that name ship with resnet56 (none do)" in refused(lambda: zoo.create_model("resnet56", weights="digits"))
-    assert "has no config.json" in refused(lambda: zoo.create_model("resnet56", weights="./digits"))
+    assert "there is no digits" in refused(lambda: zoo.create_model("resnet56", weights="./digits"))
 
 
 def test_torch_hub_finds_every_preset():

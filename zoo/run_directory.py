@@ -81,7 +81,8 @@ def _refuse_changes(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]
         first = next(iter(changed))
         label = re.sub(r"[^\w.-]+", "-", f"{first.split('.')[-1]}-{changed[first][1]}")
         fresh = shlex.join([*_command(), f"name={new['name']}-{label}"])
-        raise ConfigError(f"{folder} holds a run with another configuration ({shown}); a new run: {fresh}; or resume=never replaces it")
+        ways = f"a new run: {fresh} (with init={folder} it begins with these weights); or resume=never replaces it"
+        raise ConfigError(f"{folder} holds a run with another configuration ({shown}); {ways}")
 
 
 def _command() -> list[str]:

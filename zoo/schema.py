@@ -182,7 +182,8 @@ def check(cfg: Mapping[str, Any], foreign: Iterable[str] = ()) -> dict[str, Any]
         if key == "paper":  # Hydra puts a file there that does not say where it belongs
             raise ConfigError("the paper's file is no map of keys for the whole configuration: its first line must be '# @package _global_'")
         if key not in TOP:
-            raise unknown(key, [*TOP, "paper"])
+            inside = [f"{name}.{key}" for name, values in cfg.items() if isinstance(values, Mapping) and key in values]
+            raise ConfigError(f"unknown key '{key}'; did you mean {' or '.join(inside)}?") if inside else unknown(key, [*TOP, "paper"])
     cfg = {**{key: {} for key in ("model", "objective", "data", "optim", "schedule", "evaluation")}, **cfg}
     trainer = section("trainer", cfg.get("trainer"), TRAINER, required=TRAINER)
     if cfg.get("name") is None and not cfg["model"]:

@@ -62,6 +62,8 @@ def _of_package(preset: str, name: str) -> Source:
 
 
 def _of_folder(folder: Path) -> Source:
+    if not folder.is_dir():
+        raise WeightsError(f"there is no {folder}: give a run directory, a .safetensors file, or a folder as save_pretrained writes it")
     config, path = read_json(folder / CONFIG), folder / WEIGHTS
     if not path.is_file():
         raise WeightsError(f"{folder} has no {WEIGHTS}: other formats are not read; save_pretrained writes this one")

@@ -311,7 +311,7 @@ class Trainer:
             if not self.world.in_step:  # sharded tensors are not whole
                 save_beside(self.folder, self.objective, self.average.objective if self.average else self.objective)
             self.recorder.close()
-            write_report(self.cfg, self.folder, self.recorder.progress)
+            write_report(self.cfg, self.folder, self.recorder.progress, hasattr(self.objective, "sample"))
         self.world.barrier()
         return 0
 

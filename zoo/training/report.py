@@ -82,7 +82,7 @@ def save_beside(folder: Path, trained: nn.Module, judged: nn.Module) -> None:
             network.save_beside(network, folder / ("adapter" if name == "model" else f"adapter-{name}"))
 
 
-def write_report(cfg: Mapping[str, Any], folder: Path, progress: Progress) -> None:
+def write_report(cfg: Mapping[str, Any], folder: Path, progress: Progress, samples: bool) -> None:
     """Draws the curve, writes report.html; tells the paper's number and where everything is."""
     from zoo.evaluation.pictures import curves
 
@@ -92,6 +92,7 @@ def write_report(cfg: Mapping[str, Any], folder: Path, progress: Progress) -> No
         progress.say(f"the paper: {expect['metric']} {expect['paper']:g} ({expect['source']})")
     program = "python evaluate.py" if Path("evaluate.py").is_file() else "python -m zoo evaluate"
     where = {"run directory": folder, "curve": curve, "report": page, "evaluate": f"{program} run={folder}"}
+    where["sample"] = f"python -m zoo sample run={folder}" if samples else None
     progress.say("\n".join(f"{what:<15}{value}" for what, value in where.items() if value))
 
 
