@@ -244,7 +244,8 @@ def unknown(key: str, valid: Iterable[str]) -> ConfigError:
     """The error for a key that nothing reads, with the nearest valid ones."""
     valid = list(valid)
     near = difflib.get_close_matches(key, valid, n=3, cutoff=0.6)
-    if near:
+    likeness = {name: difflib.SequenceMatcher(None, name, key).ratio() for name in near}
+    if near := [name for name in near if likeness[name] > likeness[near[0]] - 0.1]:
         return ConfigError(f"unknown key '{key}'; did you mean {' or '.join(near)}?")
     return ConfigError(f"unknown key '{key}'; valid here: {', '.join(sorted(valid)) or 'none'}")
 

@@ -17,6 +17,7 @@ MACHINE = ("lr", "grad_norm", "items_per_second", "tflops", "mfu", "skipped")  #
 UNDRAWN = ("epoch", "seconds", "memory_mib")
 TITLES = {"lr": "learning rate", "grad_norm": "gradient norm", "items_per_second": "items a second", "mfu": "share of the peak (MFU)"}
 PICTURES, LETTERS = 30, 6000  # shown at most
+ONCE = "Everything was recorded once, which makes no curve: a smaller trainer.log_every keeps more."
 
 
 def single(run: Run) -> str:
@@ -33,7 +34,7 @@ def single(run: Run) -> str:
         *(element("p", note, class_="warn") for note in run.notes),
         pairs(_tiles(run), "tiles"),
         _metrics(run),
-        _charts("Curves", learning),
+        _charts("Curves", learning) if learning or not run.series else section("Curves", element("p", ONCE, class_="soft")),
         _charts("Optimisation and speed", machine),
         _pictures(run.folder / "pictures"),
         _commands(run),
