@@ -120,7 +120,10 @@ def run(words: list[str], page: Path, monkeypatch, capsys) -> None:
             assert Path(script).is_file() and not rest
         case ["mkdocs", "build", *rest]:
             assert set(rest) <= {"--strict"} and (ROOT / "mkdocs.yml").is_file()  # built in tests/test_pages.py
-        case ["mkdir" | "cp", *_]:
+        case ["mkdir", name]:
+            Path(name).mkdir(exist_ok=True)
+        case ["cp", *_, target]:
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
             subprocess.run(words, check=True)
         case ["eval", "$(python train.py -sc install=bash)"] | ["complete", "-r", "python"]:
             pass  # test_tab_completion

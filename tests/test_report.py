@@ -249,6 +249,11 @@ def test_thinning_keeps_every_spike_and_the_order():
 # ---- comparison ----
 
 
+def test_one_record_is_no_curve_and_the_page_says_so(tmp_path):
+    assert "makes no curve" in single(read_run(make(tmp_path / "short", training(10))))
+    assert "makes no curve" not in single(read_run(make(tmp_path / "long", training(20))))
+
+
 def test_a_folder_of_runs_names_them(tmp_path, capsys):
     make(tmp_path / "paper" / "row", training(10))
     assert main("report", [str(tmp_path)]) == 2

@@ -206,6 +206,14 @@ def test_each_turn_of_a_game_counts_the_gradients_of_its_own_network():
     assert iteration_flops(Game(), batch) == 2 * forward + 2 * 3 * (5 * 4 + 6 * 5) + 2 * 3 * 5 * 4
 
 
+def test_what_cannot_be_counted_is_no_fault():
+    class Uncopied(torch.nn.Linear):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("not this one")
+
+    assert iteration_flops(Uncopied(2, 2), {"image": torch.zeros(3, 2)}) is None
+
+
 def test_hours_are_told_with_what_they_leave_out():
     each = {"flops_per_item": 989e12 * 0.4 * 1800, "items": 2, "steps": 20, "at_most": False}
     runs = {"a/b": each, "a/c": {**each, "at_most": True, "steps": 1}, "a/d": {**each, "flops_per_item": None},

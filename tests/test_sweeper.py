@@ -20,6 +20,9 @@ def log(folder: Path, *values: float) -> None:
 def test_the_best_that_a_run_saw_on_its_validation_split(tmp_path):
     log(tmp_path, 10.0, 30.0, 20.0)
     assert best_seen(tmp_path, "accuracy") == 30.0 and best_seen(tmp_path, "-loss") == -30.0 and best_seen(tmp_path, "loss") == -10.0
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "valid/accuracy": null}\n')  # what was not finite
+    assert best_seen(tmp_path, "accuracy") == 30.0
     assert best_seen(tmp_path, None) is None and best_seen(tmp_path, "bleu") is None and best_seen(tmp_path / "nowhere", "accuracy") is None
 
 

@@ -127,4 +127,4 @@ def best_seen(folder: Path, monitor: str | None) -> float | None:
         return None
     name, best = f"valid/{monitor.removeprefix('-')}", min if monitor.startswith("-") else max
     records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return best((record[name] for record in records if name in record), default=None)
+    return best((record[name] for record in records if record.get(name) is not None), default=None)  # null: it was not finite

@@ -21,31 +21,26 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak * 1e12 for key, peak in PEAK.items() if key in name), None)
 
 
-def step_flops(objective: nn.Module, batch: Mapping[str, Tensor], turn: str, device: str = "meta") -> int | None:
-    """FLOPs of one forward and backward pass of `turn` on this batch, counted by torch; None where that fails. On the meta device nothing is
-    computed, and what depends on values, such as the choice of an expert, cannot be counted."""
+def iteration_flops(objective: nn.Module, batch: Mapping[str, Tensor], device: str = "meta") -> int | None:
+    """FLOPs of forward and backward pass of all turns on this batch, each of which computes gradients of its own network only, as torch counts
+    them; None where it can't. On the meta device nothing is computed, and what depends on values, such as the choice of an expert, is not counted."""
     try:
         shadow = copy.deepcopy(objective).to(device)
         inputs = {name: value.to(device) for name, value in batch.items()}
-        carry = [shadow.initial_carry(len(next(iter(inputs.values()))))] if hasattr(shadow, "initial_carry") else []
-        with FlopCounterMode(display=False) as counter:
-            terms, *_ = shadow(inputs, turn, *carry)
-            sum(terms.values()).backward()
-        return counter.get_total_flops() or None
+        turns = getattr(shadow, "turns", ("model",))
+        return sum(_turn_flops(shadow, inputs, turn, alone=len(set(turns)) == 1) for turn in turns) or None
     except Exception:  # an operator without a meta kernel, say: no MFU for this model, which is no reason to stop
         return None
 
 
-def iteration_flops(objective: nn.Module, batch: Mapping[str, Tensor], device: str = "meta") -> int | None:
-    """FLOPs of all turns on this batch, each of which computes gradients of its own network only; None where torch cannot count them."""
-    turns, shadow = getattr(objective, "turns", ("model",)), copy.deepcopy(objective).to(device)
-    counts = []
-    for turn in turns:
-        if len(set(turns)) > 1:
-            for name, network in shadow.named_children():
-                network.requires_grad_(name == turn)
-        counts.append(step_flops(shadow, batch, turn, device))
-    return None if None in counts else sum(counts)
+def _turn_flops(objective: nn.Module, batch: Mapping[str, Tensor], turn: str, alone: bool) -> int:
+    for name, network in () if alone else objective.named_children():
+        network.requires_grad_(name == turn)
+    carry = [objective.initial_carry(len(next(iter(batch.values()))))] if hasattr(objective, "initial_carry") else []
+    with FlopCounterMode(display=False) as counter:
+        terms, *_ = objective(batch, turn, *carry)
+        sum(terms.values()).backward()
+    return counter.get_total_flops()
 
 
 def memory(device: torch.device) -> float | None:
