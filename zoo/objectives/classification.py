@@ -26,7 +26,7 @@ class Classification(nn.Module):
         logits, label = self.model(batch["image"]), batch["label"]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a sum over a batch needs more than bf16 has
         loss = F.cross_entropy(logits, batch.get("target", label), reduction="sum", label_smoothing=self.label_smoothing)
-        return {"loss": loss}, {"accuracy": 100.0 * (logits.detach().argmax(-1) == label).sum()}  # percent, once divided by the items
+        return {"loss": loss}, {"accuracy": 100 * (logits.detach().argmax(-1) == label).sum()}  # percent, once divided by the items
 
     def check(self, facts: dict[str, int]) -> None:
         """Tries an empty image. ValueError where the model doesn't take such images or tells another number of classes apart."""

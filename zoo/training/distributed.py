@@ -196,9 +196,11 @@ def synchronised(forward: nn.Module, network: nn.Module, last: bool) -> contextl
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The norm of all of them together, sharded or not (a collective if any is)."""
-    kinds = [[g for g in gradients if isinstance(g, DTensor) is sharded] for sharded in (False, True)]
-    norms = [whole(torch.nn.utils.get_total_norm(some)) for some in kinds if some]
-    return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+    sharded = [g for g in gradients if isinstance(g, DTensor)]
+    if not sharded:
+        return torch.nn.utils.get_total_norm(gradients)
+    kinds = [sharded, [g for g in gradients if not isinstance(g, DTensor)]]
+    return torch.stack([whole(torch.nn.utils.get_total_norm(some)) for some in kinds if some]).norm()
 
 
 def whole(value: Tensor) -> Tensor:

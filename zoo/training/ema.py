@@ -22,10 +22,9 @@ class Average:
         """Names the original; call once both have their final form (device, shards)."""
         names = [name for name, p in objective.named_parameters() if p.requires_grad]
         ours, theirs = dict(self.objective.named_parameters()), dict(objective.named_parameters())
-        self.averages, self.parameters = [local(ours[n]) for n in names], [local(theirs[n]) for n in names]
+        self.averages, self.parameters = [local(ours[n]) for n in names], [local(theirs[n]).detach() for n in names]
         self.copies, self.buffers = list(self.objective.buffers()), list(objective.buffers())
 
-    @torch.no_grad()
     def update(self, skip: Tensor) -> None:
         """One step of the average; none where the iteration was skipped (a 0-dim tensor, 1.0 or 0.0)."""
         if skip.device.type == "cpu":

@@ -69,7 +69,7 @@ class Player:
             self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = total_norm(gradients)
-        bad = (norm - norm).ne_(0).to(torch.float32)  # 0 if it is finite, else nan, which is not 0 either
+        bad = (norm - norm).nan_to_num_(1.0).float()  # a finite norm leaves 0, others nan
         skip = bad if empty is None else torch.maximum(bad, empty)
         if self.clip:
             torch.nn.utils.clip_grads_with_norm_(self.shards, self.clip, norm)

@@ -43,29 +43,23 @@ class Recorder:
         self._clear()
 
     def _clear(self) -> None:
-        self.sums: dict[str, list[Tensor]] = defaultdict(list)  # of this rank
-        self.counts: dict[str, list[int | Tensor]] = defaultdict(list)  # over all ranks
-        self.shared: dict[str, list[Tensor]] = defaultdict(list)  # the same on every rank
+        self.sums: dict[str, dict[str, list[Tensor]]] = {name: defaultdict(list) for name in self.players}  # of this rank
+        self.counts: dict[str, list[Mapping[str, int | Tensor]]] = {name: [] for name in self.players}  # over all ranks
+        self.shared: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in self.players}  # the same on every rank
 
     def micro_batch(self, turn: str, loss: Tensor, terms: Mapping[str, Tensor], logs: Mapping[str, Tensor]) -> None:
         """The sums of one micro-batch; a lone term called loss is the loss itself and not told twice."""
-        prefix = self.prefix[turn]
-        self.sums[f"{prefix}loss"].append(loss.detach())
+        sums = self.sums[turn]
+        sums["loss"].append(loss.detach())
         for values in (terms, logs):
             for key, value in values.items():
                 if key != "loss":
-                    self.sums[f"{prefix}{key}"].append(value.detach())
+                    sums[key].append(value.detach())
 
     def turn(self, turn: str, counts: Mapping[str, int | Tensor], norm: Tensor, bad: Tensor, skip: Tensor) -> None:
         """What one whole turn adds: how many items stand behind the sums, its gradient norm, whether that was bad, whether it was skipped."""
-        prefix = self.prefix[turn]
-        for key in self.sums:
-            if key.startswith(prefix):
-                name = key[len(prefix) :]
-                self.counts[key].append(1 if name == "loss" else counts.get(name, self.items))  # the loss is divided already
-        self.shared[f"{prefix}grad_norm"].append(norm)
-        self.shared[f"{prefix}bad"].append(bad)
-        self.shared[f"{prefix}skipped"].append(skip)
+        self.counts[turn].append(counts)
+        self.shared[turn].append((norm, bad, skip))
 
     def log(self, step: int, epoch: float) -> None:
         """One record of everything since the last one.
@@ -96,14 +90,20 @@ class Recorder:
 
     def _read(self) -> dict[str, float]:
         """Each sum over its count, each shared value's mean."""
-        device = self.world.device
-        sums = self.world.sum(torch.stack([torch.stack(values).sum(dtype=torch.float64) for values in self.sums.values()]))
-        counts = torch.stack([_total(self.counts[key], device) for key in self.sums])
-        means = torch.stack([torch.stack(values).mean(dtype=torch.float64) for values in self.shared.values()])
-        values = torch.cat([sums / counts, means]).tolist()  # the one wait for the device
-        record = dict(zip([*self.sums, *self.shared], values))
+        sums = {f"{self.prefix[turn]}{key}": torch.stack(values) for turn, named in self.sums.items() for key, values in named.items()}
+        counts = [self._items(turn, key) for turn, named in self.sums.items() for key in named]
+        shared = {f"{self.prefix[turn]}{key}": values for turn, told in self.shared.items()
+                  for key, values in zip(("grad_norm", "bad", "skipped"), zip(*told))}  # fmt: skip
+        total = self.world.sum(torch.stack([values.sum(dtype=torch.float64) for values in sums.values()]))
+        means = torch.stack([torch.stack(values).mean(dtype=torch.float64) for values in shared.values()])
+        values = torch.cat([total / torch.stack(counts), means]).tolist()  # the one wait for the device
         self._clear()
-        return record
+        return dict(zip([*sums, *shared], values))
+
+    def _items(self, turn: str, key: str) -> Tensor:
+        """How many items stand behind a sum; behind the loss, which is divided already, how many turns."""
+        counts = [1 if key == "loss" else count.get(key, self.items) for count in self.counts[turn]]
+        return _total(counts, self.world.device)
 
     def _check_finite(self, name: str, record: dict[str, float], step: int, steps: int) -> None:
         player, prefix, updates = self.players[name], self.prefix[name], steps * self.turns.count(name)

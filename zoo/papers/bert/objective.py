@@ -202,7 +202,7 @@ class SentenceClassification(nn.Module):
     def forward(self, batch: Batch, turn: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         logits, label = self.logits(batch), batch["label"]
         loss = F.cross_entropy(logits, label, reduction="sum")
-        return {"loss": loss}, {"accuracy": 100.0 * (logits.detach().argmax(-1) == label).sum()}  # percent, once divided by the items
+        return {"loss": loss}, {"accuracy": 100 * (logits.detach().argmax(-1) == label).sum()}  # percent, once divided by the items
 
     def predict(self, batch: Batch) -> Tensor:  # -> (B, K), probabilities
         return self.logits(batch).softmax(-1)
