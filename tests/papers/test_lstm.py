@@ -262,6 +262,23 @@ def test_a_net_goes_on_where_its_state_was_left(make):
     assert {name: value.shape for name, value in carry.items()} == {name: value.shape for name, value in net.initial_carry(2).items()}
 
 
+@pytest.mark.parametrize("make", [
+    lambda: Cell1997(3, blocks=2, block_size=2), lambda: Cell1997(3, blocks=3, cell_bias=False, gate_feedback=False),
+    lambda: ForgetGateCell(3, blocks=2, block_size=2), lambda: ForgetGateCell(3, blocks=2, g=torch.tanh, h=torch.tanh),
+])  # fmt: skip
+def test_all_steps_together_have_the_truncated_gradient_of_one_after_another(make):
+    net, x = randomised(BlockNetwork(make(), outputs=5)), torch.randn(2, 9, 3).double()
+    start = {name: torch.randn_like(value).requires_grad_() for name, value in net.initial_carry(2).items()}
+    wanted = [*net.parameters(), start["s"]]
+
+    def found(unrolled) -> tuple:
+        y, carry = unrolled(x, start)
+        loss = net.output(y).square().sum() + carry["s"].cos().sum()
+        return y, carry, torch.autograd.grad(loss, wanted)
+
+    torch.testing.assert_close(found(net.cell.sequence), found(net.step_by_step), **EXACT)
+
+
 def test_a_large_forget_bias_is_as_good_as_no_forget_gate():
     net = Regressor(nn.LSTM(3, 4, batch_first=True), forget_bias=1000.0)
     start = net.initial_carry(2)["c"].requires_grad_()

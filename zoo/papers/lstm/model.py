@@ -23,9 +23,19 @@ def centred_h(x: Tensor) -> Tensor:
     return 2 * torch.sigmoid(x) - 1
 
 
-def per_cell(gate: Tensor, block_size: int) -> Tensor:  # (B, blocks) -> (B, cells)
-    """All cells of a block share its gate."""
-    return gate[..., None].expand(*gate.shape, block_size).flatten(-2)
+def by_block(gate: Tensor, cells: Tensor) -> Tensor:  # (..., blocks), (..., cells) -> (..., cells)
+    """gate x cells: all cells of a block share its gate."""
+    return (gate[..., None] * cells.view(*gate.shape, -1)).flatten(-2)
+
+
+@torch.no_grad()
+def activations_before(cell: nn.Module, x: Tensor, carry: Carry) -> Tensor:  # (B, T, I) -> (B, T, hidden)
+    """y(t-1) for each step t."""
+    before = []
+    for x_t in x.unbind(1):
+        before.append(carry["y"])
+        _, carry = cell(x_t, carry)
+    return torch.stack(before, dim=1)
 
 
 class Cell1997(nn.Module):
@@ -46,7 +56,7 @@ class Cell1997(nn.Module):
     def __init__(self, inputs: int, blocks: int, block_size: int = 1, cell_bias: bool = True, gate_feedback: bool = True,
                  truncated: bool = True):  # fmt: skip
         super().__init__()
-        self.inputs, self.block_size, self.gate_feedback, self.truncated = inputs, block_size, gate_feedback, truncated
+        self.inputs, self.gate_feedback, self.truncated = inputs, gate_feedback, truncated
         self.cells = blocks * block_size
         self.hidden = self.cells + 2 * blocks if gate_feedback else self.cells
         self.input_gate = nn.Linear(inputs + self.hidden, blocks)
@@ -57,14 +67,29 @@ class Cell1997(nn.Module):
         weight, sizes = self.cell_input.weight, {"y": self.hidden, "s": self.cells}
         return {name: torch.zeros(batch_size, size, dtype=weight.dtype, device=weight.device) for name, size in sizes.items()}
 
-    def forward(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:  # (B, I) -> (B, cells)
-        y_before = carry["y"].detach() if self.truncated else carry["y"]
-        z = torch.cat([x, y_before], dim=-1)
+    def write(self, x: Tensor, y_before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """y_in, y_out (..., blocks), and what comes to s_c, y_in g(W_c z) (..., cells)."""
+        z = torch.cat([x, y_before.detach() if self.truncated else y_before], dim=-1)
         y_in, y_out = torch.sigmoid(self.input_gate(z)), torch.sigmoid(self.output_gate(z))
-        s = carry["s"] + per_cell(y_in, self.block_size) * centred_g(self.cell_input(z))
-        y_c = per_cell(y_out, self.block_size) * centred_h(s)
-        y = torch.cat([y_c, y_in, y_out], dim=-1) if self.gate_feedback else y_c
+        return y_in, y_out, by_block(y_in, centred_g(self.cell_input(z)))
+
+    def read(self, y_in: Tensor, y_out: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """y_c (..., cells), and y (..., hidden), what the layer sees of itself."""
+        y_c = by_block(y_out, centred_h(s))
+        return y_c, torch.cat([y_c, y_in, y_out], dim=-1) if self.gate_feedback else y_c
+
+    def forward(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:  # (B, I) -> (B, cells)
+        y_in, y_out, written = self.write(x, carry["y"])
+        s = carry["s"] + written
+        y_c, y = self.read(y_in, y_out, s)
         return y_c, {"y": y, "s": s}
+
+    def sequence(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:  # (B, T, I) -> (B, T, cells)
+        """All steps together, by the truncated gradient: to it, y(t-1) is an input like x(t)."""
+        y_in, y_out, written = self.write(x, activations_before(self, x, carry))
+        s = carry["s"][:, None] + written.cumsum(1)
+        y_c, y = self.read(y_in, y_out, s)
+        return y_c, {"y": y[:, -1], "s": s[:, -1]}
 
 
 class ForgetGateCell(nn.Module):
@@ -83,7 +108,7 @@ class ForgetGateCell(nn.Module):
     def __init__(self, inputs: int, blocks: int, block_size: int = 1, cell_bias: bool = False, truncated: bool = True,
                  g: Callable[[Tensor], Tensor] = centred_g, h: Callable[[Tensor], Tensor] = centred_h):  # fmt: skip
         super().__init__()
-        self.inputs, self.block_size, self.truncated, self.g, self.h = inputs, block_size, truncated, g, h
+        self.inputs, self.truncated, self.g, self.h = inputs, truncated, g, h
         self.cells = blocks * block_size
         self.input_gate = nn.Linear(inputs + self.cells, blocks)
         self.forget_gate = nn.Linear(inputs + self.cells, blocks)
@@ -94,13 +119,26 @@ class ForgetGateCell(nn.Module):
         weight = self.cell_input.weight
         return {name: torch.zeros(batch_size, self.cells, dtype=weight.dtype, device=weight.device) for name in ("y", "s")}
 
-    def forward(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:  # (B, I) -> (B, cells)
-        y_before = carry["y"].detach() if self.truncated else carry["y"]
-        z = torch.cat([x, y_before], dim=-1)
+    def write(self, x: Tensor, y_before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """y_φ, y_out (..., blocks), and what comes to s_c, y_in g(W_c z) (..., cells)."""
+        z = torch.cat([x, y_before.detach() if self.truncated else y_before], dim=-1)
         y_in, y_forget, y_out = (torch.sigmoid(gate(z)) for gate in (self.input_gate, self.forget_gate, self.output_gate))
-        s = per_cell(y_forget, self.block_size) * carry["s"] + per_cell(y_in, self.block_size) * self.g(self.cell_input(z))
-        y_c = per_cell(y_out, self.block_size) * self.h(s)
+        return y_forget, y_out, by_block(y_in, self.g(self.cell_input(z)))
+
+    def forward(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:  # (B, I) -> (B, cells)
+        y_forget, y_out, written = self.write(x, carry["y"])
+        s = by_block(y_forget, carry["s"]) + written
+        y_c = by_block(y_out, self.h(s))
         return y_c, {"y": y_c, "s": s}
+
+    def sequence(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:  # (B, T, I) -> (B, T, cells)
+        """All steps together, by the truncated gradient: to it, y(t-1) is an input like x(t). Only s goes from step to step."""
+        y_forget, y_out, written = self.write(x, activations_before(self, x, carry))
+        states = [carry["s"]]
+        for forget, new in zip(y_forget.unbind(1), written.unbind(1)):
+            states.append(by_block(forget, states[-1]) + new)
+        y_c = by_block(y_out, self.h(torch.stack(states[1:], dim=1)))
+        return y_c, {"y": y_c[:, -1], "s": states[-1]}
 
 
 class BlockNetwork(nn.Module):
@@ -137,12 +175,15 @@ class BlockNetwork(nn.Module):
         if x.ndim != 3 or x.shape[2] != self.cell.inputs:
             raise ValueError(f"inputs must be (batch, time, {self.cell.inputs}), not {tuple(x.shape)}")
         carry = self.initial_carry(len(x)) if carry is None else carry
+        y, carry = (self.cell.sequence if self.cell.truncated else self.step_by_step)(x, carry)  # (B, T, cells)
+        return torch.sigmoid(self.output(torch.cat([y, x], dim=-1) if self.shortcut else y)), carry
+
+    def step_by_step(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:  # (B, T, I) -> (B, T, cells)
         cells = []
         for x_t in x.unbind(1):
             y_c, carry = self.cell(x_t, carry)
             cells.append(y_c)
-        y = torch.stack(cells, dim=1)  # (B, T, cells)
-        return torch.sigmoid(self.output(torch.cat([y, x], dim=-1) if self.shortcut else y)), carry
+        return torch.stack(cells, dim=1), carry
 
 
 def single_bias(recurrent: nn.LSTM | nn.RNN) -> None:
