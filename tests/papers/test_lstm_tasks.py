@@ -274,10 +274,10 @@ def test_sequences_of_1997_are_marked_as_in_the_paper():
     batch = adding(form="1997", length=50).test.fetch({"index": torch.arange(2560)})
     (values, marks), length = batch["inputs"].unbind(-1), batch["length"]
     assert set(length.tolist()) == set(range(50, 56)) and values.min() < -0.99 and values.max() > 0.99
-    last = torch.arange(2560), length - 1
-    assert (marks[:, 0] == -1).all() and (marks[last] == -1).all() and ((marks == -1).sum(1) == 2).all()
-    hits = (marks == 1).sum(1)
-    assert set(hits.tolist()) == {1, 2} and not (marks == 1)[:, 25:].any() and ((marks == 1)[:, :10].any(1) | (hits == 1)).all()
+    last, begins = (torch.arange(2560), length - 1), marks[:, 0] == 1  # where the first pair itself is marked
+    assert (marks[~begins, 0] == -1).all() and (marks[last] == -1).all() and torch.equal((marks == -1).sum(1), 2 - begins.long())
+    assert ((marks == 1).sum(1) == 2).all() and not (marks == 1)[:, 25:].any() and (marks == 1)[:, :10].any(1).all()
+    assert not values[begins, 0].any() and values[~begins, 0].all() and abs(begins.float().mean() - (0.1 + 0.9 / 24)) < 0.02
     torch.testing.assert_close(0.5 + (values * (marks == 1)).sum(1) / 4, batch["target"])
     assert all(not sequence[n:].any() for sequence, n in zip(batch["inputs"], length.tolist()))
     assert abs((batch["target"] - 0.5).square().mean() - 1 / 24) < 0.004
@@ -287,10 +287,12 @@ def test_the_product_is_of_the_values_that_the_sum_is_of():
     ours, total = (data.test.fetch({"index": torch.arange(2560)}) for data in (multiplication(length=50), adding(form="1997", length=50)))
     (values, marks), inside = ours["inputs"].unbind(-1), torch.arange(55) < ours["length"][:, None]
     assert torch.equal(marks, total["inputs"][..., 1]) and torch.equal(ours["length"], total["length"])
-    torch.testing.assert_close((2 * values - 1) * inside, total["inputs"][..., 0])
+    begins = marks[:, 0] == 1
+    torch.testing.assert_close(((2 * values - 1) * inside)[:, 1:], total["inputs"][:, 1:, 0])
+    assert (values[begins, 0] == 1).all() and (values[~begins, 0] < 1).all()
     for inputs, target in zip(ours["inputs"][:200], ours["target"].tolist()):
         assert target == pytest.approx(math.prod(value for value, mark in inputs.tolist() if mark == 1), rel=1e-5)
-    alone = 0.1 + 0.9 / 24  # how often the first pair is drawn, which leaves one value
+    alone = 0.1 + 0.9 / 24  # how often the first pair is drawn, which leaves the other's value
     mean, square = alone / 2 + (1 - alone) / 4, alone / 3 + (1 - alone) / 9
     assert values.min() >= 0 and abs(ours["target"].mean() - mean) < 0.01 and abs(ours["target"].var() - (square - mean**2)) < 0.004
 

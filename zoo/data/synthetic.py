@@ -19,8 +19,8 @@ def adding(seed: int = 0, form: Literal["modern", "1997"] = "modern", length: in
     """The adding problem: report, at the end of a long sequence of (value, marker) pairs, the sum of the two marked values.
 
     "1997" (Hochreiter and Schmidhuber, experiment 4): values in [-1, 1]; the length is random from T to T + T/10; one of the first 10
-    pairs and another of the first T/2 are marked by 1, the first and the last pair by -1; the target is 0.5 + sum / 4. A first pair that
-    is drawn to be marked keeps its -1 and so counts as zero, as X_1 does in the paper. Always answering 0.5 has an MSE of about 1/24.
+    pairs and another of the first T/2 are marked by 1, the first and the last pair by -1 otherwise; the target is 0.5 + sum / 4. The value of
+    a first pair that is marked is 0, as the paper has it. Always answering 0.5 has an MSE of about 1/24.
 
     "modern" (as in Arjovsky et al. 2016, arXiv:1511.06464): values in [0, 1], T pairs, one marked in each half, the target is the sum.
     Always answering 1 has an MSE of 1/6.
@@ -37,8 +37,7 @@ def adding(seed: int = 0, form: Literal["modern", "1997"] = "modern", length: in
 
 def multiplication(seed: int = 0, length: int = 100, valid: int = 1000, test: int = 2560) -> Data:
     """The multiplication problem (Hochreiter and Schmidhuber 1997, experiment 5): `adding` of form 1997 with values in [0, 1] and the product
-    of the two marked values as the target. A first pair that is drawn to be marked keeps its -1 and so counts as one. Always answering the
-    mean, 0.28, has an MSE of 0.06.
+    of the two marked values as the target. The value of a first pair that is marked is 1. Always answering the mean, 0.28, has an MSE of 0.06.
 
     Batch and arguments: see `adding`.
     """
@@ -131,12 +130,14 @@ def original(seed: int, split: Tensor, index: Tensor, length: int) -> tuple[Tens
     """-> inputs (n, T + T/10, 2), target (n,), length (n,)."""
     u, markers, lengths = marked(seed, split, index, length)
     values = 2 * u - 1
+    values[markers[:, 0] == 1, 0] = 0.0
     return padded(values, markers, lengths), 0.5 + (values * (markers == 1)).sum(1) / 4, lengths
 
 
 def product(seed: int, split: Tensor, index: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """-> inputs (n, T + T/10, 2), target (n,), length (n,)."""
     values, markers, lengths = marked(seed, split, index, length)
+    values[markers[:, 0] == 1, 0] = 1.0
     return padded(values, markers, lengths), torch.where(markers == 1, values, 1.0).prod(1), lengths
 
 
@@ -149,7 +150,7 @@ def marked(seed: int, split: Tensor, index: Tensor, length: int) -> tuple[Tensor
     second = (u[:, -1] * (length // 2 - 1)).long()
     second += second >= first  # among the pairs that are still unmarked
     markers = torch.zeros_like(u[:, :longest]).scatter(1, torch.stack([first, second], dim=1), 1.0)
-    markers[:, 0] = -1
+    markers[:, 0] = 2 * markers[:, 0] - 1  # 1 or -1
     markers[rows, lengths - 1] = -1
     return u[:, :longest], markers, lengths
 

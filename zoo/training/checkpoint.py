@@ -44,15 +44,14 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor
     try:
         building.mkdir(parents=True)
         with ThreadPoolExecutor() as beside:  # the disk and the digests work while the next file is put together
-            written, digests = [], {}
+            torch.save(training, building / "training.pt")
+            digests = {"training.pt": beside.submit(digest, building / "training.pt")}
+            synced = [beside.submit(_sync, building / "training.pt")]
             for name, state in sorted(tensors.items()):
                 file, content = building / f"{name}.safetensors", save(state)
-                written.append(beside.submit(_write, file, content))
+                synced.append(beside.submit(_write, file, content))
                 digests[file.name] = beside.submit(lambda content: hashlib.sha256(content).hexdigest(), content)
-            torch.save(training, building / "training.pt")
-            digests["training.pt"] = beside.submit(digest, building / "training.pt")
-            _sync(building / "training.pt")
-            for file in written:
+            for file in synced:
                 file.result()
             files = {name: {"size": (building / name).stat().st_size, "sha256": found.result()} for name, found in sorted(digests.items())}
         manifest = {"format": FORMAT, "step": step, "torch": torch.__version__, **about, "files": files}
