@@ -1,6 +1,6 @@
 """How long it takes until something happens: commands and imports in fresh processes, in turn, the median of several.
 
-python -m benchmarks import [--repeats 7] [--record results/benchmarks/startup.json]
+python -m benchmarks import [--repeats 7] [--record results/benchmarks/import.json]
 """
 
 import argparse

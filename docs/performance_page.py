@@ -18,6 +18,31 @@ second instance of the peer beside the first, leaves 0.95 to 1.05. "gradients" i
 one run of ours hold at a time, and the peer's. GFLOP/s of ours: the products that torch counts; its share is of a plain product of two matrices of
 2048 in the same process, which a convolution may exceed: in fp32 it goes through another library.
 """
+AIMS_HEAD = """## What was aimed at
+
+The median ratio to each peer, on a CPU of two cores.
+"""
+AIMS = (  # cases, work, precision, peer (None: each), at most
+    (("alexnet", "resnet18", "resnet50"), "step", "fp32", None, 0.90),
+    (("alexnet", "resnet18", "resnet50"), "step", "bf16", None, 0.85),
+    (("vit_s16", "transformer_base", "transformer_small", "gpt2_4x256"), "step", "fp32", None, 0.95),
+    (("vit_s16", "transformer_base", "transformer_small", "gpt2_4x256"), "step", "bf16", None, 0.95),
+    (("bert_mini",), "step", "fp32", "transformers (all places)", 0.95),
+    (("bert_mini",), "step", "fp32", "transformers", 0.95),
+    (("bert_mini",), "step", "bf16", "transformers (all places)", 0.95),
+    (("bert_mini",), "step", "bf16", "transformers", 0.95),
+    (("lora_bert",), "step", "fp32", None, 0.97),
+    (("lora_bert",), "step", "bf16", None, 0.97),
+    (("ddpm_small",), "step", "fp32", None, 0.97),
+    (("ddpm_small",), "step", "bf16", None, 0.97),
+    (("moe_32",), "gradients", "fp32", "Mixtral", 0.25),
+    (("moe_32",), "gradients", "fp32", "Mixtral (grouped_mm)", 1.0),
+    (("moe_32",), "gradients", "bf16", "Mixtral", 0.25),
+    (("moe_32",), "gradients", "bf16", "Mixtral (grouped_mm)", 1.0),
+    (("transformer_base", "transformer_small", "zaremba_medium"), "inference", "bf16", None, 0.50),
+    (("gpt2_4x256",), "generation", "fp32", None, 0.80),
+    (("gpt2_4x256",), "generation", "bf16", None, 0.80),
+)
 TRIED = (  # idea, expected, found
     (
         "attention as a plain product for bf16 on a CPU",
@@ -82,6 +107,20 @@ def asked(result: dict[str, Any]) -> tuple[str, str]:
     return memory, pace
 
 
+def aims() -> str:
+    results: dict[str, Any] = {}
+    for file in sorted(FOLDER.glob("peers*.json")):
+        results |= read(file.stem)["results"]
+    rows = []
+    for cases, work, precision, only, most in AIMS:
+        for case in cases:
+            found = results.get(f"{case} {work} {precision}", {"ratio_to": {}})["ratio_to"]
+            for peer, q in found.items():
+                if only in (None, peer):
+                    rows.append((f"{case} {work} {precision}", peer, f"{most:.2f}", quartiles(q), "yes" if q[1] <= most else "no"))
+    return table(["model, work, precision", "peer", "at most", "found", "met"], rows)
+
+
 def loop() -> str:
     found = read("trainer")
     more, noise = quartiles(found["trainer_minus_bare"], ".0f"), quartiles(found["noise_floor"], ".0f")
@@ -124,7 +163,7 @@ def saving() -> str:
 
 
 def startup() -> str:
-    found = read("startup")
+    found = read("import")
     return f"{on(found)}:\n\n" + table(["command", "seconds"], [(f"`{name}`", quartiles(q)) for name, q in found["seconds"].items()])
 
 
@@ -147,7 +186,7 @@ SECTIONS = {
     "The quantiser": ("quantizer", quantiser),
     "Decoding": ("decoding", decoding),
     "Saving": ("saving", saving),
-    "Until something happens": ("startup", startup),
+    "Until something happens": ("import", startup),
     "How cost grows": ("growth", growth),
 }
 
@@ -156,4 +195,4 @@ def page() -> str:
     recorded = {title: section for title, section in SECTIONS.items() if (FOLDER / f"{section[0]}.json").exists()}
     others = [f"## {title}\n\n`python -m benchmarks {name}`. {tell()}" for title, (name, tell) in recorded.items()]
     tried = "## What was tried\n\n" + table(["idea", "expected", "found"], TRIED)
-    return "\n\n".join([HEAD.rstrip(), PEERS.rstrip(), peers(), *others, tried]) + "\n"
+    return "\n\n".join([HEAD.rstrip(), PEERS.rstrip(), peers(), AIMS_HEAD.rstrip(), aims(), *others, tried]) + "\n"
