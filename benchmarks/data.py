@@ -21,7 +21,7 @@ from torch import Tensor
 import zoo.data
 from zoo.data.loader import stream
 from zoo.data.pixels import in_memory
-from zoo.training.report import environment
+from zoo.environment import environment
 
 IMAGES, BATCH, MEAN, STD = 512, 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 import zoo
+from zoo.environment import environment
 from zoo.objectives.beam_search import BOS, beam_search
-from zoo.training.report import environment
 
 LENGTH, SIZE, EXTRA = 128, 24, 24
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo.training.report import environment
+from zoo.environment import environment
 
 SIZES = {"batch": (2, 4, 8, 16, 32), "length": (32, 64, 128, 256, 512), "width": (64, 128, 256, 512), "experts": (2, 4, 8, 16, 32, 64)}
 RANKS = (1, 2, 4)

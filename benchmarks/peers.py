@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from benchmarks import cases, layers, sequences
 from benchmarks.cases import Batch, Case
 from benchmarks.work import flops, matmul_pace, peak_bytes
+from zoo.environment import environment
 from zoo.training.optim import build_optimizer
 from zoo.training.precision import autocast
-from zoo.training.report import environment
 
 Run = Callable[[Batch], None]
 CASES = cases.CASES | sequences.CASES | layers.CASES

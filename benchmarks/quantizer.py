@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.environment import environment
 from zoo.papers.vq_vae import EmaVectorQuantizer
-from zoo.training.report import environment
 
 CODES, WIDTH, SHAPE = 512, 64, (8, 1024)
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
+from zoo.environment import environment
 from zoo.training.checkpoint import save_checkpoint
-from zoo.training.report import environment
 
 PARAMETERS = 2**28 // 4 // 3
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from zoo.training.report import environment
+from zoo.environment import environment
 
 PYTHON = [sys.executable, "-c"]
 STARTS = {

@@ -25,9 +25,9 @@ from torch import nn
 
 from zoo.config import compose
 from zoo.data.loader import stream
+from zoo.environment import environment
 from zoo.training.distributed import World
 from zoo.training.loop import Trainer
-from zoo.training.report import environment
 from zoo.training.signals import Stop
 
 BLOCK, LOG_EVERY = 200, 50

@@ -35,7 +35,7 @@ class Claim:
         if not os.environ.get("ZOO_RECORD"):
             return
         from tests.figures import save
-        from zoo.training.report import environment
+        from zoo.environment import environment
 
         name = self.node.name
         folder = Path(__file__).parent.parent / "results" / "claims"
@@ -100,7 +100,7 @@ def pytest_runtest_makereport(item, call):
 
 def record_experiments() -> None:
     """Keeps the figures in results/faults/<experiment>.json."""
-    from zoo.training.report import environment
+    from zoo.environment import environment
 
     facts = environment(torch.device("cpu"))
     EXPERIMENTS.mkdir(parents=True, exist_ok=True)

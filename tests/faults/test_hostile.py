@@ -240,7 +240,7 @@ FOREIGN = [
 ]  # fmt: skip
 OURS = [
     "zoo.training.build.call", "zoo.training.checkpoint.write_atomically", "zoo.training.checkpoint.prune", "zoo.training.checkpoint.clean",
-    "zoo.training.logging.write_csv", "zoo.training.report.write_weights", "zoo.run_directory.claim", "zoo.run_directory.drop_after",
+    "zoo.training.logging.write_csv", "zoo.training.outcome.write_weights", "zoo.run_directory.claim", "zoo.run_directory.drop_after",
     "zoo.cli.main", "zoo.cli.train", "zoo.config.run_hydra", "zoo.evaluation.command.evaluate_command", "zoo.data.download.provide",
     "zoo.data.download.unpack", "zoo.data.cache.kept", "zoo.evaluation.pictures.save_picture", "zoo.training.loop.run",
     "zoo.training.init.load_file", "zoo.papers.resnet.os.system", "zoo.os.system", "zoo.papers.lora.convert.save_file",

@@ -15,6 +15,7 @@ import torch
 from zoo import config, schema
 from zoo.data.loader import sweep
 from zoo.data.pairs import BOS, lines
+from zoo.environment import environment
 from zoo.errors import ConfigError
 from zoo.evaluation import pictures
 from zoo.evaluation.mistakes import classification_pictures
@@ -27,7 +28,6 @@ from zoo.schema import Key, unknown
 from zoo.training.checkpoint import write_atomically
 from zoo.training.distributed import World, joined
 from zoo.training.precision import numerics
-from zoo.training.report import environment
 from zoo.training.seeds import mixed
 
 SOURCE = {

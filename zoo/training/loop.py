@@ -22,10 +22,10 @@ from zoo.training.build import build_data, build_objective, check_fit, check_tok
 from zoo.training.distributed import World, joined, shard, share_experts, synchronise_batch_norm
 from zoo.training.ema import Average
 from zoo.training.init import in_words, start_from, weights_file
+from zoo.training.outcome import plan_in_words, save_beside, write_environment, write_report, write_weights
 from zoo.training.player import Player
 from zoo.training.precision import autocast, lighten, numerics
 from zoo.training.recorder import Recorder, on_device
-from zoo.training.report import plan_in_words, save_beside, write_environment, write_report, write_weights
 from zoo.training.seeds import mixed
 from zoo.training.signals import Stop, stop_signals
 from zoo.training.throughput import iteration_flops, profiler

@@ -1,17 +1,15 @@
 """What a run leaves behind: where it ran, its weights, its curve, and what to do next."""
 
 import json
-import platform
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from zoo.environment import environment
 from zoo.report import save_report
 from zoo.training.checkpoint import write_atomically
 from zoo.training.distributed import World
@@ -41,18 +39,6 @@ def write_environment(folder: Path, cfg: Mapping[str, Any], world: World, data: 
     if init:
         facts["init_sha256"] = init
     write_atomically(file, json.dumps(facts, indent=1).encode())
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, hardware and the commit of the code."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "hardware": gpu or f"{_processor()}, {torch.get_num_threads()} threads",
-        "commit": _commit(),
-    }
 
 
 def write_weights(folder: Path, states: Mapping[str, Mapping[str, Tensor]], frozen: Mapping[str, str]) -> None:
@@ -94,26 +80,3 @@ def write_report(cfg: Mapping[str, Any], folder: Path, progress: Progress, sampl
     where = {"run directory": folder, "curve": curve, "report": page, "evaluate": f"{program} run={folder}"}
     where["sample"] = f"python -m zoo sample run={folder}" if samples else None
     progress.say("\n".join(f"{what:<15}{value}" for what, value in where.items() if value))
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """The commit of the source tree, with a plus where tracked files differ from it; None for an installed package."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10)
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
