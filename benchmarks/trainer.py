@@ -1,10 +1,11 @@
 """What a step of the trainer costs beside a bare loop with the same features and the same data path: fused AdamW, clipping, a schedule,
 an average of the weights, a record every 50 steps; an MLP 64-64-10 on digits, batch 32, one thread.
 
-All sides in one process, blocks of 200 steps in turn, the order reversed every other time; a second bare loop is the noise floor. Where Lightning
-is installed, its Trainer does the same beside them: clip, schedule, average and a CSV record every 50 steps, fed by the same data path; no bar.
+All sides in one process, blocks of 50 steps in turn (short ones, since a machine's pace changes), the order reversed every other time; a second
+bare loop is the noise floor. Where Lightning is installed, its Trainer does the same beside them: clip, schedule, average and a CSV record every 50
+steps, fed by the same data path; no bar.
 
-python -m benchmarks trainer [--repeats 21] [--record results/benchmarks/trainer.json]
+python -m benchmarks trainer [--repeats 201] [--record results/benchmarks/trainer.json]
 """
 
 import argparse
@@ -30,7 +31,7 @@ from zoo.training.distributed import World
 from zoo.training.loop import Trainer
 from zoo.training.signals import Stop
 
-BLOCK, LOG_EVERY = 200, 50
+BLOCK, LOG_EVERY = 50, 50
 
 
 class Mlp(nn.Module):
@@ -194,7 +195,7 @@ def beside_lightning(clock: Clock, cfg: dict, folder: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--repeats", type=int, default=201)
     parser.add_argument("--record", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
