@@ -131,6 +131,8 @@ def loop() -> str:
     found = read("trainer")
     more, noise = quartiles(found["trainer_minus_bare"], ".0f"), quartiles(found["noise_floor"], ".0f")
     words = f"A step of the trainer takes {more} us more than one by hand with the same features (noise {noise}; {on(found)})."
+    if fastest := found.get("fastest_tenth"):
+        words += f" Between the fastest tenths of their blocks, which nothing else disturbed, it is {fastest['trainer'] - fastest['bare']:.0f} us."
     if "lightning_minus_bare" in found:
         words += f" One of Lightning's Trainer with the same features takes {quartiles(found['lightning_minus_bare'], '.0f')} us more."
     return words
