@@ -60,7 +60,7 @@ TRIED = (  # idea, expected, found
         "in inference mode and bf16 several times faster: a linear layer copied its weight for each item of a transposed batch; done",
     ),
     ("files of a checkpoint written side by side, while the next one is put together", "1.3 instead of 1.45 of a plain save", "see Saving; done"),
-    ("the largest file of a checkpoint first, its digest while the next one is put together", "1.15 instead of 1.3 of a plain save", "see Saving; done"),
+    ("the largest file of a checkpoint first, its digest beside the next one", "1.15 instead of 1.3 of a plain save", "see Saving; done"),
     ("a step's records kept as they come and sorted at the log, one operator less for finite gradients", "10 us a step", "about that; done"),
     (
         "the steps of 1997's LSTM one by one without a gradient, then all together with it",
