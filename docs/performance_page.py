@@ -65,7 +65,7 @@ TRIED = (  # idea, expected, found
     (
         "the steps of 1997's LSTM one by one without a gradient, then all together with it",
         "several times as fast",
-        "three to four times, since its gradient stops at what a step sees of the one before; done",
+        "as expected, since its gradient stops at what a step sees of the one before; done",
     ),
     ("looking up once what an objective has, and a cheaper test for finite gradients", "20 to 40 us a step", "about that; done"),
     (

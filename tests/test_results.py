@@ -137,6 +137,14 @@ def test_a_papers_one_row_is_the_nearest_to_its_number_or_the_quick_run(unchange
     assert results.headline(names, both).name == "resnet/cifar10_resnet32"
 
 
+def test_a_variant_that_took_longest_gives_way_to_the_row_that_it_varies(unchanged):
+    of = {name: f"switch_transformer/tiny_shakespeare_{name}" for name in ("switch", "noisy_top_k")}
+    seconds = {"switch": 10.0, "noisy_top_k": 20.0}
+    found = {of[name]: [record(2.0, name=of[name], seconds=seconds[name], metrics={"perplexity": 4.0})] for name in seconds}
+    assert results.headline(of.values(), found).name == of["switch"]
+    assert results.headline(of.values(), {of["noisy_top_k"]: found[of["noisy_top_k"]]}).name == of["noisy_top_k"]
+
+
 # ---- the command ----
 
 

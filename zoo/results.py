@@ -136,7 +136,7 @@ def shown(metric: str) -> bool:
 
 def headline(names: Iterable[str], found: Mapping[str, list[Record]]) -> Row:
     """A paper's one row: of those beside which the paper states a number, the one that comes nearest to it; if none was run, the run that took
-    longest, by what the paper states numbers of, or else by the first metric of SHOWN."""
+    longest (or, of a variant of another row that was run, that one), by what the paper states numbers of, or else by the first metric of SHOWN."""
     names = list(names)
     expected = {name: expect for name in names if (expect := stated(name))}
     beside = [(abs(statistics.fmean(row.values) / expected[name]["paper"] - 1), row)
@@ -144,6 +144,7 @@ def headline(names: Iterable[str], found: Mapping[str, list[Record]]) -> Row:
     if beside:
         return min(beside, key=lambda pair: pair[0])[1]
     longest = max(names, key=lambda name: (max([record["seconds"] or 0 for record in found.get(name, [])], default=0), "/" not in name))
+    longest = next((base for base in _bases(_read(config_dir() / "paper" / f"{longest}.yaml")) if found.get(base)), longest)
     wanted = [*(expect["metric"] for expect in expected.values()), *SHOWN]
     return min(rows(longest, found.get(longest, [])), key=lambda row: wanted.index(row.metric) if row.metric in wanted else len(wanted))
 
@@ -151,11 +152,16 @@ def headline(names: Iterable[str], found: Mapping[str, list[Record]]) -> Row:
 # ---- configurations ----
 
 
+def _bases(file: Mapping[str, Any]) -> list[str]:
+    """The rows that a configuration is a variant of."""
+    return [entry.removeprefix("/paper/") for entry in file.get("defaults", []) if isinstance(entry, str) and entry.startswith("/paper/")]
+
+
 @cache
 def stated(name: str) -> dict[str, Any] | None:
     """`expect` of a configuration, the paper's own number, without the fifth of a second that composing all of it takes."""
     file = _read(config_dir() / "paper" / f"{name}.yaml")
-    bases = [entry.removeprefix("/paper/") for entry in file.get("defaults", []) if isinstance(entry, str) and entry.startswith("/paper/")]
+    bases = _bases(file)
     if "expect" in file and file["expect"] is None:  # unlike what it builds on
         return None
     inherited = {key: value for base in bases for key, value in (stated(base) or {}).items()}
