@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 from docs import links, performance_page  # noqa: E402
 from zoo import results  # noqa: E402
 from zoo.catalog import PAPERS  # noqa: E402
+from zoo.metrics import METRICS  # noqa: E402
 
 
 def papers_table() -> str:
@@ -81,6 +82,13 @@ def claims_table() -> str:
     return "\n".join(rows)
 
 
+def metrics_table() -> str:
+    """What the metrics of the rows mean."""
+    seen = {row.metric.split(" (")[0].split("_by_")[0] for each in rows().values() for row in each if row.metric}
+    cells = [(f"`{name}`", known.about, known.unit, known.better) for name, known in METRICS.items() if name in seen]
+    return table(["metric", "what it measures", "unit", "better"], cells)
+
+
 def figures(values: dict) -> str:
     each = lambda value: f"({figures(value)})" if isinstance(value, dict) else f"{value:.4g}"
     return ", ".join(f"{key.replace('_', ' ')} {each(value)}" for key, value in values.items())
@@ -98,6 +106,7 @@ RESULTS = """# Results
 Made by `python docs/tables.py` from `results/`, where each file holds command, configuration, commit and hardware; `python -m zoo results` prints
 the same rows. *paper*: the paper's own number and where it stands. *here*: the mean over the seeds, and the least and the greatest of them.
 "Partial": the run was not finished. "Recorded with an earlier configuration": the file that the row names has changed since.
+What the metrics are stands [below](#metrics).
 
 *{gpu} hours* are estimates, not measurements: what the training would take on one {gpu}, if it did {share:.0f} % of the {peak:g} TFLOP/s that the
 GPU promises in bf16. The FLOPs of a step are those that torch's FlopCounterMode counts in forward and backward pass, on noise of the shapes that the
@@ -118,7 +127,7 @@ def documents() -> dict[Path, str]:
         made[card] = links.linked(replaced(card.read_text(), "results", results_table(of_paper(key))), card.parent)
     estimates = json.loads((ROOT / "results" / "estimates.json").read_text())
     heading = RESULTS.format(gpu=estimates["gpu"], share=100 * estimates["share"], peak=estimates["peak_tflops"])
-    views = ["## By year", whole_table("year"), "## By area", whole_table("area")]
+    views = ["## By year", whole_table("year"), "## By area", whole_table("area"), "## Metrics", metrics_table()]
     made[ROOT / "docs" / "results.md"] = "\n\n".join([heading.rstrip(), *views, CLAIMS, claims_table()]) + "\n"
     made[ROOT / "docs" / "performance.md"] = performance_page.page()
     return made

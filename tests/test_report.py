@@ -107,7 +107,7 @@ def test_a_page_tells_what_the_run_did_and_how_to_do_it_again(tmp_path, capsys):
     for part in ("resnet/quick", PAPERS["resnet"].title, "ResNet, quick run", "finished: 100 steps", "92 (table 6)", "91.7", "0.3 below the paper's",
                  "within the tolerance of 0.5", "test split after 100 steps; weights: raw, final", "case:mixed", "50 s", "a CPU", "0123abcd",
                  f"python evaluate.py run={folder}", "python train.py paper=resnet optim.lr=0.1", "samples, step 50", "a < b",
-                 "width: 8"):  # fmt: skip
+                 "width: 8", "items answered right"):  # fmt: skip
         assert part in page.text, part
     assert [image["alt"] for image in page.all("img")] == ["confusion", "samples, step 50"]  # the curves are drawn anew
     said = [svg["aria-label"] for svg in page.all("svg") if svg.get("role") == "img"]
@@ -196,7 +196,7 @@ def test_the_papers_number_stands_beside_held_out_items_only(tmp_path):
     on_training = make(tmp_path / "a", result={"metrics": {"accuracy": 99.0}, "split": "train"}, expect=expect)
     assert "table 6" not in Document(single(read_run(on_training))).text.split("Configuration and environment")[0]
     unevaluated = make(tmp_path / "b", training(10), expect=expect)
-    assert "accuracy not measured 92 (table 6)" in Document(single(read_run(unevaluated))).text
+    assert "% not measured 92 (table 6)" in Document(single(read_run(unevaluated))).text
 
 
 def test_losses_of_unlike_units_have_charts_of_their_own(tmp_path):

@@ -19,6 +19,7 @@ from zoo.catalog import PAPERS
 from zoo.cli import main
 from zoo.config import compose, paper_configs
 from zoo.errors import ConfigError
+from zoo.metrics import importance, meaning
 from zoo.training.specimen import items_of, specimen, varies
 from zoo.training.throughput import iteration_flops
 
@@ -146,6 +147,14 @@ def test_a_variant_that_took_longest_gives_way_to_the_row_that_it_varies(unchang
 
 
 # ---- the command ----
+
+
+def test_every_metric_of_the_tables_is_explained_and_has_a_rank():
+    told = {row.metric.split(" (")[0] for each in tables.rows().values() for row in each if row.metric}
+    assert {name for name in told if meaning(name) is None} == set()
+    assert all(f"| `{name.split('_by_')[0]}` | " in tables.metrics_table() for name in told)
+    assert sorted(["nearest", "fid_by_some_run", "error", "accuracy", "of_my_own"], key=importance) == ["accuracy", "fid_by_some_run", "nearest",
+                                                                                                      "error", "of_my_own"]  # fmt: skip
 
 
 def test_the_command_prints_a_papers_rows(capsys, monkeypatch):

@@ -12,6 +12,7 @@ from typing import Any
 
 from zoo.config import compose, config_dir, paper_configs, trainer_defaults
 from zoo.errors import ConfigError
+from zoo.metrics import importance, meaning
 from zoo.run_directory import differences
 
 Record = Mapping[str, Any]  # what `evaluate record=...` writes
@@ -24,12 +25,6 @@ HELP = """usage: python -m zoo results [paper or pattern]
 
 Reads results/ of the working directory, or else beside the package: an installed package has none, so call it from a checkout.
 """
-
-# What is told of runs that have no number of the paper's beside them, what says most first.
-SHOWN = ("accuracy", "bits_per_char", "bleu", "perplexity", "mse", "solved", "frechet", "frechet_gaussian", "classes", "nearest",
-         "nearest_test", "log_likelihood", "marginal_log_likelihood", "parzen_log_likelihood", "bits_per_dim", "unexplained", "modes",
-         "near", "exact", "word_perplexity", "error_free", "symbol_accuracy", "gap_accuracy", "gap_left_accuracy",
-         "masked_accuracy", "next_accuracy", "f1", "matthews", "knn_accuracy", "linear_probe_accuracy")  # fmt: skip
 
 NOT_RUN, EARLIER = "not yet run", "recorded with an earlier configuration"
 
@@ -97,7 +92,7 @@ def records(folder: Path) -> dict[str, list[Record]]:
 
 
 def rows(name: str, runs: Iterable[Record]) -> list[Row]:
-    """A row for each split and metric: the one that the paper states a number for, else those of SHOWN."""
+    """A row for each split and metric: the one that the paper states a number for, else those that tables have room for."""
     runs, expect = list(runs), stated(name) or {}
     paper = f"{expect['paper']:g} ({expect['source']})" if expect else ""
     if not runs:
@@ -105,7 +100,7 @@ def rows(name: str, runs: Iterable[Record]) -> list[Row]:
     found = []
     for split in sorted({run["split"] for run in runs}, reverse=True):
         part = [run for run in runs if run["split"] == split]
-        metrics = [expect["metric"]] if expect else sorted({metric for run in part for metric in run["metrics"] if shown(metric)})
+        metrics = [expect["metric"]] if expect else sorted({key for run in part for key in run["metrics"] if (known := meaning(key)) and known.shown})
         beside = paper if split != "train" else ""  # no paper's number is one of its training items
         found += [_row(name, metric, split, beside, [run for run in part if metric in run["metrics"]]) for metric in metrics]
     return found
@@ -130,13 +125,9 @@ def _row(name: str, metric: str, split: str, paper: str, runs: list[Record]) -> 
     )
 
 
-def shown(metric: str) -> bool:
-    return metric in SHOWN or metric.startswith("fid")
-
-
 def headline(names: Iterable[str], found: Mapping[str, list[Record]]) -> Row:
     """A paper's one row: of those beside which the paper states a number, the one that comes nearest to it; if none was run, the run that took
-    longest (or, of a variant of another row that was run, that one), by what the paper states numbers of, or else by the first metric of SHOWN."""
+    longest (or, of a variant of another row that was run, that one), by what the paper states numbers of, or else by the metric that says most."""
     names = list(names)
     expected = {name: expect for name in names if (expect := stated(name))}
     beside = [(abs(statistics.fmean(row.values) / expected[name]["paper"] - 1), row)
@@ -145,8 +136,8 @@ def headline(names: Iterable[str], found: Mapping[str, list[Record]]) -> Row:
         return min(beside, key=lambda pair: pair[0])[1]
     longest = max(names, key=lambda name: (max([record["seconds"] or 0 for record in found.get(name, [])], default=0), "/" not in name))
     longest = next((base for base in _bases(_read(config_dir() / "paper" / f"{longest}.yaml")) if found.get(base)), longest)
-    wanted = [*(expect["metric"] for expect in expected.values()), *SHOWN]
-    return min(rows(longest, found.get(longest, [])), key=lambda row: wanted.index(row.metric) if row.metric in wanted else len(wanted))
+    wanted = [expect["metric"] for expect in expected.values()]
+    return min(rows(longest, found.get(longest, [])), key=lambda row: (row.metric not in wanted, importance(row.metric)))
 
 
 # ---- configurations ----

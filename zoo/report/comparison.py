@@ -4,11 +4,11 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from zoo.metrics import importance
 from zoo.report.chart import Line, chart, number, swatch
 from zoo.report.page import Html, breakable, element, page, section, table
 from zoo.report.run import Run, flatten, split_of
 from zoo.report.single import MACHINE, TITLES, UNDRAWN, duration
-from zoo.results import SHOWN
 
 INCIDENTAL = (("name",), ("run_dir",), ("resume",), ("logger",), ("data", "root"))  # where a run lies, which differs between all
 FEW = 6  # runs that are named below every chart; more only in the table
@@ -40,7 +40,7 @@ def results(runs: Sequence[Run], most: int | None = None) -> Table:
     """Headings, and a row a run: the metrics of its last evaluation, those that say most first and no more than `most`, and what it took."""
     finals = [run.final.metrics if run.final else {} for run in runs]
     found = dict.fromkeys(metric for metrics in finals for metric in metrics)
-    metrics = sorted(found, key=lambda metric: SHOWN.index(metric) if metric in SHOWN else len(SHOWN))[:most]
+    metrics = sorted(found, key=importance)[:most]
     rows = [
         [
             label,

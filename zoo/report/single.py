@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from zoo.config import config_dir, paper_configs
+from zoo.metrics import importance, meaning
 from zoo.report.chart import Line, chart, number
 from zoo.report.page import Html, breakable, element, page, pairs, picture, section, table
 from zoo.report.run import SPLITS, Points, Run, cited, split_of
-from zoo.results import SHOWN
 
 MACHINE = ("lr", "grad_norm", "items_per_second", "tflops", "mfu", "skipped")  # how it went, rather than what was learnt
 UNDRAWN = ("epoch", "seconds", "memory_mib")
@@ -56,7 +56,7 @@ def _about(name: str) -> str:
 def _tiles(run: Run) -> Iterable[tuple[str, object]]:
     final, metric = run.final, run.expect.get("metric")
     if final:
-        metric = metric if metric in final.metrics else min(final.metrics, key=lambda key: SHOWN.index(key) if key in SHOWN else len(SHOWN))
+        metric = metric if metric in final.metrics else min(final.metrics, key=importance)
         yield f"{metric}, {final.split} split", number(final.metrics[metric])
     elif "loss" in run.series:
         yield "training loss", number(run.series["loss"].values[-1])
@@ -84,15 +84,22 @@ def _metrics(run: Run) -> Html:
     if final is None and not expect:
         return section("Metrics", element("p", "The run has not been evaluated yet."))
     metrics = dict(final.metrics) if final else {}
-    rows = [[breakable(key), number(value), _paper(expect) if expect.get("metric") == key else ""] for key, value in metrics.items()]
+    rows = [[_named_metric(key), number(value), _paper(expect) if expect.get("metric") == key else ""] for key, value in metrics.items()]
     if expect and expect["metric"] not in metrics:
-        rows.insert(0, [breakable(expect["metric"]), "not measured", _paper(expect)])
+        rows.insert(0, [_named_metric(expect["metric"]), "not measured", _paper(expect)])
     rows.sort(key=lambda row: not row[2])
     about = f"{final.split} split after {final.step:,.0f} steps" + (f"; weights: {final.about}" if final.about else "") if final else ""
     unfinished = element("p", "The run is not finished: these are not its results.", class_="warn") if final and not run.finished else ""
     texts = run.result.get("texts") if final and final.about and isinstance(run.result.get("texts"), dict) else {}
     shown = table(["metric", "here", "paper"], rows) if expect else table(["metric", "here"], (row[:2] for row in rows))
     return section("Metrics", unfinished, element("p", about, class_="soft"), shown, _verdict(expect, metrics), pairs(texts.items(), "facts"))
+
+
+def _named_metric(name: str) -> Html:
+    """With what it measures and in which unit, where that is known."""
+    known = meaning(name)
+    told = ", ".join(filter(None, [known.about.replace("`", ""), known.unit])) if known else ""
+    return element("div", breakable(name), element("div", told, class_="soft") if told else "")
 
 
 def _paper(expect: Mapping[str, object]) -> str:
