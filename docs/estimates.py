@@ -1,4 +1,4 @@
-"""Counts the FLOPs of a training step of every configuration, without its data and mostly on torch's meta device, into results/estimates.json.
+"""Counts the FLOPs and operators of a training step of every configuration, without its data and without computing it, into results/estimates.json.
 
 python docs/estimates.py       after a configuration has changed, before docs/tables.py; counts what the file doesn't hold, minutes if it is gone
 """
@@ -17,34 +17,36 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from zoo.config import compose, paper_configs  # noqa: E402
-from zoo.papers.mixture_of_experts import MixtureOfExperts  # noqa: E402
 from zoo.training.build import build_objective  # noqa: E402
 from zoo.training.scaling import with_noise  # noqa: E402
 from zoo.training.specimen import items_of, specimen, varies  # noqa: E402
-from zoo.training.throughput import PEAK, iteration_flops  # noqa: E402
+from zoo.training.throughput import PEAK, iteration_work, work_of_fakes  # noqa: E402
 
 GPU, SHARE = "H100", 0.4
+LAUNCH = 10  # microseconds an operator, in which an eager host brings it to the GPU
 ITEMS = 2  # that are counted; a step has items_of(cfg)
-SMALL = 20_000_000  # parameters of a model that may be run here, if the meta device doesn't do
-UNSEEN = nn.RNNBase, MixtureOfExperts  # whose fused kernels torch doesn't count on a CPU
 
 
-def flops_per_item(cfg: Mapping[str, Any]) -> float | None:
-    """Of forward and backward pass, all turns; None where the shapes of the data are not told, or torch cannot count."""
+def work_of(cfg: Mapping[str, Any]) -> tuple[float | None, int | None]:
+    """FLOPs an item and operators a micro-batch, of forward and backward pass, all turns; None where the shapes of the data are not told, or torch
+    cannot count."""
     cfg = {**cfg, "model": {name: untrained(part) for name, part in cfg["model"].items()}}
     batch = specimen(cfg, ITEMS)
     if batch is None:
-        return None
+        return None, None
     try:
         with torch.device("meta"):
             objective = built(cfg)
     except NotImplementedError:  # it computes with its constants while it is made
         objective = built(cfg)
     batch = with_noise(cfg, objective, batch, ITEMS)
-    flops = iteration_flops(objective, batch)
-    if flops is None and sum(p.numel() for p in objective.parameters()) < SMALL and not any(isinstance(m, UNSEEN) for m in objective.modules()):
-        flops = iteration_flops(built(cfg), batch, "cpu")
-    return flops and flops / ITEMS
+    work = iteration_work(objective, batch)
+    if work is None:
+        return None, None
+    recurrent = [module for module in objective.modules() if isinstance(module, nn.RNNBase)]  # which the meta device takes apart
+    if any(module.proj_size for module in recurrent):  # and the CPU, too, where a GPU has a kernel
+        return work.flops / ITEMS, None
+    return work.flops / ITEMS, work_of_fakes(objective, batch, fused_rnn=True).operators if recurrent else work.operators
 
 
 def built(cfg: Mapping[str, Any]) -> nn.Module:
@@ -70,16 +72,18 @@ def fingerprint(cfg: Mapping[str, Any]) -> str:
 def main() -> None:
     file = ROOT / "results" / "estimates.json"
     known = json.loads(file.read_text())["runs"].values() if file.exists() else ()
-    counted = {run["of"]: run["flops_per_item"] for run in known}
-    told = {"command": "python docs/estimates.py", "torch": torch.__version__, "gpu": GPU, "peak_tflops": PEAK[GPU], "share": SHARE, "runs": {}}
+    counted = {run["of"]: (run["flops_per_item"], run["operators"]) for run in known if run["flops_per_item"]}
+    assumed = {"gpu": GPU, "peak_tflops": PEAK[GPU], "share": SHARE, "launch_us": LAUNCH}
+    told = {"command": "python docs/estimates.py", "torch": torch.__version__, **assumed, "runs": {}}
     for name in paper_configs():
         cfg = compose([f"paper={name}"])
         of, steps = fingerprint(cfg), cfg["trainer"]["steps"]
         if steps and of not in counted:
             print(name)
-            counted[of] = flops_per_item(cfg)
-        each = {"of": of, "flops_per_item": counted.get(of), "items": items_of(cfg), "steps": steps, "at_most": varies(cfg)}
-        told["runs"][name] = each
+            counted[of] = work_of(cfg)
+        flops, operators = counted.get(of, (None, None))
+        each = {"of": of, "flops_per_item": flops, "operators": operators, "items": items_of(cfg), "micro_batches": cfg["trainer"]["accumulate"]}
+        told["runs"][name] = {**each, "steps": steps, "at_most": varies(cfg)}
     file.write_text(json.dumps(told, indent=1) + "\n")
 
 

@@ -108,12 +108,12 @@ the same rows. *paper*: the paper's own number and where it stands. *here*: the 
 "Partial": the run was not finished. "Recorded with an earlier configuration": the file that the row names has changed since.
 What the metrics are stands [below](#metrics).
 
-*{gpu} hours* are estimates, not measurements: what the training would take on one {gpu}, if it did {share:.0f} % of the {peak:g} TFLOP/s that the
-GPU promises in bf16. The FLOPs of a step are those that torch's FlopCounterMode counts in forward and backward pass, on noise of the shapes that the
-configuration states (`python docs/estimates.py`); evaluation, data, and the runs that a run starts from are left out. "At most": texts of a batch
-are padded to the longest of them, and counted as if all had the greatest length that is allowed. "Too small": a step would take less than a
-millisecond at that rate, so that not arithmetic but the launching of kernels decides. "Not counted": the step has kernels that torch doesn't count,
-or waits for values.
+*{gpu} hours* are estimates, not measurements: what the training would take on one {gpu}. A step takes as long as its arithmetic, at {share:.0f} % of
+the {peak:g} TFLOP/s that the GPU promises in bf16, or as the launching of its operators, at {launch} microseconds each, whichever is longer: small
+networks wait for the launches, which `trainer.compile=true` would make fewer. FLOPs and operators are those of forward and backward pass on noise
+of the shapes that the configuration states, as torch dispatches and counts them without computing anything (`python docs/estimates.py`); update,
+evaluation, data, and the runs that a run starts from are left out. "At most": texts of a batch are padded to the longest of them, and counted as if
+all had the greatest length that is allowed.
 """
 CLAIMS = "## Claims\n\nMade from `results/claims/`, which `ZOO_RECORD=1 pytest -m claim` writes."
 
@@ -126,7 +126,7 @@ def documents() -> dict[Path, str]:
         card = ROOT / "zoo" / "papers" / key / "README.md"
         made[card] = links.linked(replaced(card.read_text(), "results", results_table(of_paper(key))), card.parent)
     estimates = json.loads((ROOT / "results" / "estimates.json").read_text())
-    heading = RESULTS.format(gpu=estimates["gpu"], share=100 * estimates["share"], peak=estimates["peak_tflops"])
+    heading = RESULTS.format(gpu=estimates["gpu"], share=100 * estimates["share"], peak=estimates["peak_tflops"], launch=estimates["launch_us"])
     views = ["## By year", whole_table("year"), "## By area", whole_table("area"), "## Metrics", metrics_table()]
     made[ROOT / "docs" / "results.md"] = "\n\n".join([heading.rstrip(), *views, CLAIMS, claims_table()]) + "\n"
     made[ROOT / "docs" / "performance.md"] = performance_page.page()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from docs import tables
-from docs.estimates import fingerprint, flops_per_item
+from docs.estimates import fingerprint, work_of
 from tests.helpers import message
 from zoo import results
 from zoo.catalog import PAPERS
@@ -21,7 +21,7 @@ from zoo.config import compose, paper_configs
 from zoo.errors import ConfigError
 from zoo.metrics import importance, meaning
 from zoo.training.specimen import items_of, specimen, varies
-from zoo.training.throughput import iteration_flops
+from zoo.training.throughput import iteration_work, work_of_fakes
 
 ROOT = Path(__file__).parent.parent
 if not (ROOT / "results").is_dir():
@@ -162,7 +162,9 @@ def test_the_command_prints_a_papers_rows(capsys, monkeypatch):
     assert main("results", ["lstm/ptb_small*"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in said] == ["configuration", "lstm/ptb_small", "lstm/ptb_small_cpu"]
-    assert "114.5 (Zaremba et al. 2014, table 1)  not yet run" in said[1]
+    assert re.search(r"perplexity +114.5 \(Zaremba et al. 2014, table 1\) +11\d\.\d +0 +30199 ", said[1])
+    assert main("results", ["lstm/ptb_large"]) == 0
+    assert "78.4 (Zaremba et al. 2014, table 1)  not yet run" in capsys.readouterr().out
 
 
 def test_the_command_says_what_it_lacks(tmp_path, monkeypatch):
@@ -192,7 +194,7 @@ def test_the_flops_of_a_network_are_counted_without_data():
     """torchvision's ResNet-18 multiplies 1,814 million times an image; that of table 2 lacks three projections, and no layer below the first needs a
     gradient."""
     first, projection = 112 * 112 * 64 * 3 * 49, 28 * 28 * 64 * 128
-    found = flops_per_item(compose(["paper=resnet/imagenet_resnet18"]))
+    found, _ = work_of(compose(["paper=resnet/imagenet_resnet18"]))
     assert found == pytest.approx(2 * (3 * (1814e6 - 3 * projection) - first), rel=1e-3)
 
 
@@ -220,7 +222,37 @@ def test_each_turn_of_a_game_counts_the_gradients_of_its_own_network():
 
     batch = {"image": torch.zeros(3, 1, 2, 3)}
     forward = 2 * 3 * (6 * 5 + 5 * 4)
-    assert iteration_flops(Game(), batch) == 2 * forward + 2 * 3 * (5 * 4 + 6 * 5) + 2 * 3 * 5 * 4
+    assert iteration_work(Game(), batch).flops == 2 * forward + 2 * 3 * (5 * 4 + 6 * 5) + 2 * 3 * 5 * 4
+
+
+def test_experts_are_counted_which_the_meta_device_does_not_know():
+    from zoo.papers.mixture_of_experts import MixtureOfExperts, NoisyTopKGate
+
+    class Routed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = torch.nn.Sequential(torch.nn.Linear(8, 8), MixtureOfExperts(NoisyTopKGate(8, experts=4, k=2), 8, 16))
+
+        def forward(self, batch, turn):
+            return {"loss": self.model(batch["x"]).sum()}, {}
+
+    tokens, first, gates, experts = 3, 8 * 8, 2 * 8 * 4, 2 * 2 * 8 * 16
+    assert iteration_work(Routed(), {"x": torch.zeros(tokens, 8)}).flops == 2 * tokens * (2 * first + 3 * (gates + experts))
+
+
+def test_an_lstm_is_one_operator_of_the_cpu_and_all_of_its_arithmetic_on_the_meta_device():
+    class Recurrent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = torch.nn.LSTM(8, 16, batch_first=True)
+
+        def forward(self, batch, turn):
+            return {"loss": self.model(batch["x"])[0].sum()}, {}
+
+    batch = {"x": torch.zeros(2, steps := 50, 8)}
+    apart, fused = iteration_work(Recurrent(), batch), work_of_fakes(Recurrent(), batch, fused_rnn=True)
+    assert apart.flops == 2 * 2 * steps * (2 * 4 * 16 * 8 + 3 * 4 * 16 * 16) - 2 * 2 * 4 * 16 * 16  # the first state needs no gradient
+    assert fused.operators < 100 and apart.operators > 10 * steps
 
 
 def test_what_cannot_be_counted_is_no_fault():
@@ -228,13 +260,13 @@ def test_what_cannot_be_counted_is_no_fault():
         def __deepcopy__(self, memo):
             raise RuntimeError("not this one")
 
-    assert iteration_flops(Uncopied(2, 2), {"image": torch.zeros(3, 2)}) is None
+    assert iteration_work(Uncopied(2, 2), {"image": torch.zeros(3, 2)}) is None
 
 
 def test_hours_are_told_with_what_they_leave_out():
-    each = {"flops_per_item": 989e12 * 0.4 * 1800, "items": 2, "steps": 20, "at_most": False}
+    each = {"flops_per_item": 989e12 * 0.4 * 1800, "operators": 90, "items": 2, "micro_batches": 4, "steps": 20, "at_most": False}
     runs = {"a/b": each, "a/c": {**each, "at_most": True, "steps": 1}, "a/d": {**each, "flops_per_item": None},
-            "a/e": {**each, "flops_per_item": 1e9}, "a/f": {**each, "flops_per_item": None, "steps": 0},
+            "a/e": {**each, "flops_per_item": 1e9, "steps": 10_000_000}, "a/f": {**each, "flops_per_item": None, "steps": 0},
             "a/g": {**each, "flops_per_item": 989e10, "steps": 1, "at_most": True}}  # fmt: skip
-    told = [results.gpu_hours(name, {"share": 0.4, "peak_tflops": 989, "runs": runs}) for name in ("a", *runs, "a/z")]
-    assert told == ["", "20", "at most 1", "not counted", "too small", "no training", "< 0.01", "not counted"]
+    told = [results.gpu_hours(name, {"share": 0.4, "peak_tflops": 989, "launch_us": 10, "runs": runs}) for name in ("a", *runs, "a/z")]
+    assert told == ["", "20", "at most 1", "not counted", "10", "no training", "< 0.01", "not counted"]

@@ -202,8 +202,6 @@ def _read(file: Path) -> dict[str, Any]:
 
 # ---- estimates ----
 
-SMALLEST = 1e-3  # seconds
-
 
 def gpu_hours(name: str, estimates: Mapping[str, Any]) -> str:
     """What a run would take on one GPU, as docs/estimates.py counted it; "" for quick runs, which are for the CPU."""
@@ -214,10 +212,9 @@ def gpu_hours(name: str, estimates: Mapping[str, Any]) -> str:
         return "no training"
     if not counted or counted["flops_per_item"] is None:
         return "not counted"
-    seconds = counted["flops_per_item"] * counted["items"] / (estimates["share"] * estimates["peak_tflops"] * 1e12)  # a step
-    if seconds < SMALLEST:
-        return "too small"
-    hours = seconds * counted["steps"] / 3600
+    arithmetic = counted["flops_per_item"] * counted["items"] / (estimates["share"] * estimates["peak_tflops"] * 1e12)
+    launching = (counted["operators"] or 0) * counted["micro_batches"] * estimates["launch_us"] * 1e-6
+    hours = max(arithmetic, launching) * counted["steps"] / 3600  # whichever the other waits for
     if hours < 0.01:
         return "< 0.01"
     return ("at most " if counted["at_most"] else "") + (f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}")

@@ -28,7 +28,7 @@ from zoo.training.precision import autocast, lighten, numerics
 from zoo.training.recorder import Recorder, on_device
 from zoo.training.seeds import mixed
 from zoo.training.signals import Stop, stop_signals
-from zoo.training.throughput import iteration_flops, profiler
+from zoo.training.throughput import iteration_work, profiler
 
 
 def run(cfg: Mapping[str, Any]) -> int:
@@ -341,8 +341,8 @@ class Trainer:
             address = self.plan.batch(0)
             two = self.data.train.fetch({key: value[:2] for key, value in address.items()})  # batch norm refuses one
             two |= self.objective.draw(2, self.generator) if "draw" in self.optional else {}
-            if counted := iteration_flops(self.objective, two):
-                self.recorder.flops = counted / 2 * len(next(iter(address.values())))  # of all ranks
+            if counted := iteration_work(self.objective, two):
+                self.recorder.flops = counted.flops / 2 * len(next(iter(address.values())))  # of all ranks
 
 
 def _unless(skip: Tensor, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from zoo.training.build import build_data, build_objective
 from zoo.training.precision import autocast
 from zoo.training.seeds import mixed
 from zoo.training.specimen import specimen
-from zoo.training.throughput import PEAK, iteration_flops
+from zoo.training.throughput import PEAK, iteration_work
 
 BUCKET = 25 * 2**20  # bytes of gradients that DDP sends together
 BACKWARD = 2 / 3  # share of the computation
@@ -142,10 +142,10 @@ def plan(cfg: Mapping[str, Any], gpus: int, gpu: str | None, share_of_peak: floa
     turns = tuple(getattr(objective, "turns", ("model",)))
     micro = batch_size // gpus // accumulate
     if gpu:
-        flops = iteration_flops(objective, _batch(cfg, objective, 2))
-        if flops is None:
+        work = iteration_work(objective, _batch(cfg, objective, 2))
+        if work is None:
             raise ConfigError("gpu=...: the FLOPs of this model cannot be counted; leave it out to measure a step here")
-        seconds = flops / 2 / (PEAK[gpu] * 1e12 * share_of_peak)
+        seconds = work.flops / 2 / (PEAK[gpu] * 1e12 * share_of_peak)
         source = f"{gpu} at {100 * share_of_peak:g} % of its {PEAK[gpu]:g} TFLOP/s"
     else:
         seconds = _measured(cfg, objective, _batch(cfg, objective, micro), turns) / micro

@@ -2,11 +2,15 @@
 
 import contextlib
 import copy
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 # Dense bf16/fp16 tensor-core peaks in TFLOP/s, from the vendors' data sheets.
@@ -21,26 +25,71 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak * 1e12 for key, peak in PEAK.items() if key in name), None)
 
 
-def iteration_flops(objective: nn.Module, batch: Mapping[str, Tensor], device: str = "meta") -> int | None:
-    """FLOPs of forward and backward pass of all turns on this batch, each of which computes gradients of its own network only, as torch counts
-    them; None where it can't. On the meta device nothing is computed, and what depends on values, such as the choice of an expert, is not counted."""
-    try:
-        shadow = copy.deepcopy(objective).to(device)
-        inputs = {name: value.to(device) for name, value in batch.items()}
-        turns = getattr(shadow, "turns", ("model",))
-        return sum(_turn_flops(shadow, inputs, turn, alone=len(set(turns)) == 1) for turn in turns) or None
-    except Exception:  # an operator without a meta kernel, say: no MFU for this model, which is no reason to stop
-        return None
+class Work(NamedTuple):
+    """Of forward and backward pass of one iteration, all turns."""
+
+    flops: int
+    operators: int  # views aside: about the kernels that a GPU gets, unless they are compiled
 
 
-def _turn_flops(objective: nn.Module, batch: Mapping[str, Tensor], turn: str, alone: bool) -> int:
+class Operators(TorchDispatchMode):
+    """Counts what is dispatched, views aside."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def iteration_work(objective: nn.Module, batch: Mapping[str, Tensor]) -> Work | None:
+    """What the turns do with this batch, each of which computes gradients of its own network only. Nothing is computed: that is a matter of the meta
+    device or, for what it doesn't know, of fake tensors. None where the work depends on values, so that neither will do."""
+    for count in (work_on_meta, work_of_fakes):
+        with contextlib.suppress(Exception):  # an operator without such a kernel, say: no MFU for this model, which is no reason to stop
+            if (work := count(objective, batch)).flops:
+                return work
+    return None
+
+
+def work_on_meta(objective: nn.Module, batch: Mapping[str, Tensor]) -> Work:
+    return _work(copy.deepcopy(objective).to("meta"), {name: value.to("meta") for name, value in batch.items()})
+
+
+def work_of_fakes(objective: nn.Module, batch: Mapping[str, Tensor], fused_rnn: bool = False) -> Work:
+    """By the CPU's kernels: its fused LSTM is one operator, as a GPU's is, but no FLOPs are counted in it."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    shadow = copy.deepcopy(objective).to("meta")
+    with FakeTensorMode() as fake, warnings.catch_warnings(action="ignore"), torch.backends.mkldnn.flags(enabled=fused_rnn):
+        for module in shadow.modules():
+            for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                empty = torch.empty(value.shape, dtype=value.dtype)
+                setattr(module, name, nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty)
+        return _work(shadow, {name: fake.from_tensor(value.cpu()) for name, value in batch.items()})
+
+
+def _work(objective: nn.Module, batch: Mapping[str, Tensor]) -> Work:
+    turns = getattr(objective, "turns", ("model",))
+    flops, operators = zip(*(_turn_work(objective, batch, turn, alone=len(set(turns)) == 1) for turn in turns))
+    return Work(sum(flops), sum(operators))
+
+
+def _turn_work(objective: nn.Module, batch: Mapping[str, Tensor], turn: str, alone: bool) -> Work:
     for name, network in () if alone else objective.named_children():
         network.requires_grad_(name == turn)
     carry = [objective.initial_carry(len(next(iter(batch.values()))))] if hasattr(objective, "initial_carry") else []
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten._grouped_mm: _grouped_mm_flops}) as flops, Operators() as operators:
         terms, *_ = objective(batch, turn, *carry)
         sum(terms.values()).backward()
-    return counter.get_total_flops()
+    return Work(flops.get_total_flops(), operators.count)
+
+
+def _grouped_mm_flops(rows: Sequence[int], matrices: Sequence[int], *_, **__) -> int:
+    """(R, A) and (E, A, B), a matrix for each row; or in the backward pass (A, R) and (R, B)."""
+    return 2 * math.prod(rows) * matrices[-1]
 
 
 def memory(device: torch.device) -> float | None:

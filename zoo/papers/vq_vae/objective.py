@@ -60,7 +60,8 @@ class VectorQuantization(nn.Module):
             self.model.quantizer.update()
 
     def frequencies(self, codes: Tensor) -> Tensor:  # -> (K,), counts
-        return torch.bincount(codes.flatten(), minlength=self.model.codes)
+        codes = codes.flatten()  # bincount would wait for the greatest of them
+        return codes.new_zeros(self.model.codes).scatter_add(0, codes, torch.ones_like(codes))
 
     def evaluate(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sums over items, and how often each of the K codes was chosen."""
