@@ -5,6 +5,7 @@ import copy
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ class Operators(TorchDispatchMode):
 def iteration_work(objective: nn.Module, batch: Mapping[str, Tensor]) -> Work | None:
     """What the turns do with this batch, each of which computes gradients of its own network only. Nothing is computed: that is a matter of the meta
     device or, for what it doesn't know, of fake tensors. None where the work depends on values, so that neither will do."""
-    for count in (work_on_meta, work_of_fakes):
+    for count in (work_on_meta, work_of_fakes, partial(work_of_fakes, bf16=True)):  # torch 2.11 has fake grouped products in bf16 only
         with contextlib.suppress(Exception):  # an operator without such a kernel, say: no MFU for this model, which is no reason to stop
             if (work := count(objective, batch)).flops:
                 return work
@@ -58,7 +59,7 @@ def work_on_meta(objective: nn.Module, batch: Mapping[str, Tensor]) -> Work:
     return _work(copy.deepcopy(objective).to("meta"), {name: value.to("meta") for name, value in batch.items()})
 
 
-def work_of_fakes(objective: nn.Module, batch: Mapping[str, Tensor], fused_rnn: bool = False) -> Work:
+def work_of_fakes(objective: nn.Module, batch: Mapping[str, Tensor], fused_rnn: bool = False, bf16: bool = False) -> Work:
     """By the CPU's kernels: its fused LSTM is one operator, as a GPU's is, but no FLOPs are counted in it."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -68,7 +69,8 @@ def work_of_fakes(objective: nn.Module, batch: Mapping[str, Tensor], fused_rnn: 
             for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
                 empty = torch.empty(value.shape, dtype=value.dtype)
                 setattr(module, name, nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty)
-        return _work(shadow, {name: fake.from_tensor(value.cpu()) for name, value in batch.items()})
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return _work(shadow, {name: fake.from_tensor(value.cpu()) for name, value in batch.items()})
 
 
 def _work(objective: nn.Module, batch: Mapping[str, Tensor]) -> Work:
