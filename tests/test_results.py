@@ -267,6 +267,6 @@ def test_hours_are_told_with_what_they_leave_out():
     each = {"flops_per_item": 989e12 * 0.4 * 1800, "operators": 90, "items": 2, "micro_batches": 4, "steps": 20, "at_most": False}
     runs = {"a/b": each, "a/c": {**each, "at_most": True, "steps": 1}, "a/d": {**each, "flops_per_item": None},
             "a/e": {**each, "flops_per_item": 1e9, "steps": 10_000_000}, "a/f": {**each, "flops_per_item": None, "steps": 0},
-            "a/g": {**each, "flops_per_item": 989e10, "steps": 1, "at_most": True}}  # fmt: skip
+            "a/g": {**each, "flops_per_item": 989e10, "steps": 1, "at_most": True}, "a/h": {**each, "operators": None}}  # fmt: skip
     told = [results.gpu_hours(name, {"share": 0.4, "peak_tflops": 989, "launch_us": 10, "runs": runs}) for name in ("a", *runs, "a/z")]
-    assert told == ["", "20", "at most 1", "not counted", "10", "no training", "< 0.01", "not counted"]
+    assert told == ["", "20", "at most 1", "not counted", "10", "no training", "< 0.01", "20", "not counted"]
