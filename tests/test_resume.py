@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -236,6 +237,18 @@ def test_a_directory_in_which_nothing_was_computed_yet_takes_any_configuration(t
     claim(toy("classifier", tmp_path / "run", "optim.lr=0.5"))
     assert read_config(tmp_path / "run")["optim"]["lr"] == 0.5
 
+
+def test_the_command_for_a_changed_configuration_starts_another_run(tmp_path, monkeypatch):
+    """A directory that was named on the command line stays the same whatever the run's name."""
+    from zoo.run_directory import claim
+
+    folder = tmp_path / "run"
+    claim(toy("classifier", folder))
+    (folder / "checkpoints").mkdir()
+    for given, ready in ((["name=mine"], "name=toy/classifier-lr-0.5"), ([f"run_dir={folder}"], f"run_dir={folder}-lr-0.5")):
+        monkeypatch.setattr(sys, "argv", ["train.py", "paper=toy", "optim.lr=0.5", *given])
+        with pytest.raises(ConfigError, match=re.escape(f"a new run: python train.py paper=toy optim.lr=0.5 {ready} (with init=")):
+            claim(toy("classifier", folder, "optim.lr=0.5"))
 
 
 def test_a_changed_configuration_is_refused_with_the_difference_and_a_command(damaged):

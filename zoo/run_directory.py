@@ -80,15 +80,20 @@ def _refuse_changes(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]
         shown = ", ".join(f"{key} {was!r} -> {now!r}" for key, (was, now) in changed.items())
         first = next(iter(changed))
         label = re.sub(r"[^\w.-]+", "-", f"{first.split('.')[-1]}-{changed[first][1]}")
-        fresh = shlex.join([*_command(), f"name={new['name']}-{label}"])
+        fresh = _command("run_dir", f"{folder}-{label}") if _given("run_dir") else _command("name", f"{new['name']}-{label}")
         ways = f"a new run: {fresh} (with init={folder} it begins with these weights); or resume=never replaces it"
         raise ConfigError(f"{folder} holds a run with another configuration ({shown}); {ways}")
 
 
-def _command() -> list[str]:
-    words = [word for word in sys.argv[1:] if word != "train" and not word.startswith("name=")]
+def _given(key: str) -> bool:
+    return any(word.startswith(f"{key}=") for word in sys.argv[1:])
+
+
+def _command(key: str, value: str) -> str:
+    """This command with another value of a key."""
+    words = [word for word in sys.argv[1:] if word != "train" and not word.startswith(f"{key}=")]
     program = ["python", sys.argv[0]] if sys.argv[0].endswith("train.py") else ["python", "-m", "zoo", "train"]
-    return program + words
+    return shlex.join([*program, *words, f"{key}={value}"])
 
 
 def _plain(value: Any) -> Any:
