@@ -26,7 +26,7 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak * 1e12 for key, peak in PEAK.items() if key in name), None)
 
 
-class Work(NamedTuple):
+class Counted(NamedTuple):
     """Of forward and backward pass of one iteration, all turns."""
 
     flops: int
@@ -45,7 +45,7 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def iteration_work(objective: nn.Module, batch: Mapping[str, Tensor]) -> Work | None:
+def iteration_work(objective: nn.Module, batch: Mapping[str, Tensor]) -> Counted | None:
     """What the turns do with this batch, each of which computes gradients of its own network only. Nothing is computed: that is a matter of the meta
     device or, for what it doesn't know, of fake tensors. None where the work depends on values, so that neither will do."""
     for count in (work_on_meta, work_of_fakes, partial(work_of_fakes, bf16=True)):  # torch 2.11 has fake grouped products in bf16 only
@@ -55,11 +55,11 @@ def iteration_work(objective: nn.Module, batch: Mapping[str, Tensor]) -> Work | 
     return None
 
 
-def work_on_meta(objective: nn.Module, batch: Mapping[str, Tensor]) -> Work:
+def work_on_meta(objective: nn.Module, batch: Mapping[str, Tensor]) -> Counted:
     return _work(copy.deepcopy(objective).to("meta"), {name: value.to("meta") for name, value in batch.items()})
 
 
-def work_of_fakes(objective: nn.Module, batch: Mapping[str, Tensor], fused_rnn: bool = False, bf16: bool = False) -> Work:
+def work_of_fakes(objective: nn.Module, batch: Mapping[str, Tensor], fused_rnn: bool = False, bf16: bool = False) -> Counted:
     """By the CPU's kernels: its fused LSTM is one operator, as a GPU's is, but no FLOPs are counted in it."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -73,20 +73,20 @@ def work_of_fakes(objective: nn.Module, batch: Mapping[str, Tensor], fused_rnn: 
             return _work(shadow, {name: fake.from_tensor(value.cpu()) for name, value in batch.items()})
 
 
-def _work(objective: nn.Module, batch: Mapping[str, Tensor]) -> Work:
+def _work(objective: nn.Module, batch: Mapping[str, Tensor]) -> Counted:
     turns = getattr(objective, "turns", ("model",))
     flops, operators = zip(*(_turn_work(objective, batch, turn, alone=len(set(turns)) == 1) for turn in turns))
-    return Work(sum(flops), sum(operators))
+    return Counted(sum(flops), sum(operators))
 
 
-def _turn_work(objective: nn.Module, batch: Mapping[str, Tensor], turn: str, alone: bool) -> Work:
+def _turn_work(objective: nn.Module, batch: Mapping[str, Tensor], turn: str, alone: bool) -> Counted:
     for name, network in () if alone else objective.named_children():
         network.requires_grad_(name == turn)
     carry = [objective.initial_carry(len(next(iter(batch.values()))))] if hasattr(objective, "initial_carry") else []
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten._grouped_mm: _grouped_mm_flops}) as flops, Operators() as operators:
         terms, *_ = objective(batch, turn, *carry)
         sum(terms.values()).backward()
-    return Work(flops.get_total_flops(), operators.count)
+    return Counted(flops.get_total_flops(), operators.count)
 
 
 def _grouped_mm_flops(rows: Sequence[int], matrices: Sequence[int], *_, **__) -> int:
