@@ -109,8 +109,9 @@ the same rows. *paper*: the paper's own number and where it stands. *here*: the 
 What the metrics are stands [below](#metrics).
 
 *{gpu} hours* are estimates, not measurements: what the training would take on one {gpu}. A step takes as long as its arithmetic, at {share:.0f} % of
-the {peak:g} TFLOP/s that the GPU promises in bf16, or as the launching of its operators, at {launch} microseconds each, whichever is longer: small
-networks wait for the launches, which `trainer.compile=true` would make fewer. FLOPs and operators are those of forward and backward pass on noise
+the {peak:g} TFLOP/s that the GPU promises in bf16, or as the launching of its operators, at {launch} microseconds each, whichever is longer (both
+are assumptions): small networks wait for the launches, which `trainer.compile=true` would make fewer.
+FLOPs and operators are those of forward and backward pass on noise
 of the shapes that the configuration states, as torch dispatches and counts them without computing anything (`python docs/estimates.py`); update,
 evaluation, data, and the runs that a run starts from are left out. "At most": texts of a batch are padded to the longest of them, and counted as if
 all had the greatest length that is allowed.

@@ -225,7 +225,7 @@ def test_each_turn_of_a_game_counts_the_gradients_of_its_own_network():
     assert iteration_work(Game(), batch).flops == 2 * forward + 2 * 3 * (5 * 4 + 6 * 5) + 2 * 3 * 5 * 4
 
 
-def test_experts_are_counted_which_the_meta_device_does_not_know():
+def test_experts_are_counted_which_the_meta_device_does_not_know(capfd):
     from zoo.papers.mixture_of_experts import MixtureOfExperts, NoisyTopKGate
 
     class Routed(torch.nn.Module):
@@ -237,7 +237,9 @@ def test_experts_are_counted_which_the_meta_device_does_not_know():
             return {"loss": self.model(batch["x"]).sum()}, {}
 
     tokens, first, gates, experts = 3, 8 * 8, 2 * 8 * 4, 2 * 2 * 8 * 16
-    assert iteration_work(Routed(), {"x": torch.zeros(tokens, 8)}).flops == 2 * tokens * (2 * first + 3 * (gates + experts))
+    objective, random = Routed(), torch.get_rng_state()
+    assert iteration_work(objective, {"x": torch.zeros(tokens, 8)}).flops == 2 * tokens * (2 * first + 3 * (gates + experts))
+    assert torch.equal(torch.get_rng_state(), random) and capfd.readouterr() == ("", "")  # nothing that a training would notice
 
 
 def test_an_lstm_is_one_operator_of_the_cpu_and_all_of_its_arithmetic_on_the_meta_device():
@@ -252,7 +254,7 @@ def test_an_lstm_is_one_operator_of_the_cpu_and_all_of_its_arithmetic_on_the_met
     batch = {"x": torch.zeros(2, steps := 50, 8)}
     apart, fused = iteration_work(Recurrent(), batch), work_of_fakes(Recurrent(), batch, fused_rnn=True)
     assert apart.flops == 2 * 2 * steps * (2 * 4 * 16 * 8 + 3 * 4 * 16 * 16) - 2 * 2 * 4 * 16 * 16  # the first state needs no gradient
-    assert fused.operators < 100 and apart.operators > 10 * steps
+    assert fused.operators < 3 * steps and apart.operators > 10 * steps
 
 
 def test_what_cannot_be_counted_is_no_fault():

@@ -3,9 +3,7 @@
 import contextlib
 import copy
 import math
-import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 # Dense bf16/fp16 tensor-core peaks in TFLOP/s, from the vendors' data sheets.
 PEAK = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "V100": 125.0, "B200": 2250.0}
+
+GROUPED_IN_BF16_ONLY = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)  # fake grouped products of torch 2.11
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -48,7 +48,7 @@ class Operators(TorchDispatchMode):
 def iteration_work(objective: nn.Module, batch: Mapping[str, Tensor]) -> Counted | None:
     """What the turns do with this batch, each of which computes gradients of its own network only. Nothing is computed: that is a matter of the meta
     device or, for what it doesn't know, of fake tensors. None where the work depends on values, so that neither will do."""
-    for count in (work_on_meta, work_of_fakes, partial(work_of_fakes, bf16=True)):  # torch 2.11 has fake grouped products in bf16 only
+    for count in (work_on_meta, work_of_fakes):
         with contextlib.suppress(Exception):  # an operator without such a kernel, say: no MFU for this model, which is no reason to stop
             if (work := count(objective, batch)).flops:
                 return work
@@ -59,17 +59,17 @@ def work_on_meta(objective: nn.Module, batch: Mapping[str, Tensor]) -> Counted:
     return _work(copy.deepcopy(objective).to("meta"), {name: value.to("meta") for name, value in batch.items()})
 
 
-def work_of_fakes(objective: nn.Module, batch: Mapping[str, Tensor], fused_rnn: bool = False, bf16: bool = False) -> Counted:
+def work_of_fakes(objective: nn.Module, batch: Mapping[str, Tensor], fused_rnn: bool = False) -> Counted:
     """By the CPU's kernels: its fused LSTM is one operator, as a GPU's is, but no FLOPs are counted in it."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     shadow = copy.deepcopy(objective).to("meta")
-    with FakeTensorMode() as fake, warnings.catch_warnings(action="ignore"), torch.backends.mkldnn.flags(enabled=fused_rnn):
+    with FakeTensorMode() as fake, torch.backends.mkldnn.flags(enabled=fused_rnn, allow_tf32=None):
         for module in shadow.modules():
             for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
                 empty = torch.empty(value.shape, dtype=value.dtype)
                 setattr(module, name, nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=GROUPED_IN_BF16_ONLY):
             return _work(shadow, {name: fake.from_tensor(value.cpu()) for name, value in batch.items()})
 
 
